@@ -1,0 +1,48 @@
+# `make` lists what can be done. Everything is installed into .venv here, on the first use.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# Threads that wait for work sleep, and leave the cores to those that have some.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help book test lab bench lint clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+book: $(VENV)/installed ## execute the notebooks and build the book into _build/html
+	$(PY) book/build.py
+
+test: book ## bring the book up to date, then test library, book and notebooks
+	$(PY) -m pytest tests
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 -n 2 --dist loadfile notebooks
+
+lab: $(VENV)/installed ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab --ContentsManager.preferred_dir=notebooks
+
+bench: $(VENV)/installed ## measure the cost of a training step on this machine
+	$(PY) -m nb_lib bench
+
+lint: $(VENV)/installed ## check style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean: ## remove what was built; .venv and downloaded data stay
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache
+	find nb_lib tests book -name __pycache__ -prune -exec rm -rf {} +
+
+# One thread per process: notebooks and tests already run side by side.
+book test: export OMP_NUM_THREADS := 1
+
+# Written last, so that an installation that was cut short starts over.
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "This needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot create virtual environments; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --editable '.[book,test]'
+	@touch $@
