@@ -1,0 +1,42 @@
+"""Where a result came from: machine, versions, commit, date."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nb_lib import __version__
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Device, threads, versions, commit and date, as plain values; nothing that names a machine or a user."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "nb_lib": __version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the accelerator, or kind of processor ("x86_64 CPU, AVX512")."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def commit() -> str:
+    """Commit of the source tree, with ``+changes`` if it has uncommitted ones; "unknown" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -1,0 +1,457 @@
+"""Train a `Run` and return its `Record`; the update is NE's (eq. 6) at SmoothOut's perturbed weights (Algorithm 1).
+
+One loop serves every experiment of both papers.  NE's protocol, as its printed convergence times imply it: epochs of
+ceil(N/B) updates over a fresh shuffle, last partial batch kept, the training loss (mean of the epoch's minibatch
+losses) judged once an epoch, the learning rate halved once at L*, stop below L**.  SmoothOut's: a fixed number of
+epochs with learning rates by epoch.
+"""
+
+import io
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from nb_lib.data import Data, Split, epoch_indices, load
+from nb_lib.errors import InputError
+from nb_lib.flat import FlatParameters
+from nb_lib.networks import build, stack, stackable
+from nb_lib.noise_enhancement import noise_enhanced_loss
+from nb_lib.provenance import provenance
+from nb_lib.runs import Record, Run, write_atomically
+from nb_lib.smoothout import SmoothOut
+
+_PURPOSES = ("weights", "order", "noise", "dropout")
+_CURVE_POINTS = 200
+_EVALUATION_CHUNK = 10_000
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``"auto"`` is the first CUDA device if there is one, else the CPU.
+
+    Raises
+    ------
+    InputError
+        If the name is not a device, or that device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {name!r} here: use 'cpu', 'cuda' or 'auto'.") from error
+    return device
+
+
+def load_for(run: Run, *, device: str = "auto", root: str | None = None, download: bool = False) -> Data:
+    """Load the data set a run asks for, whole, on the device (see `data.load`)."""
+    return load(
+        run.dataset,
+        root=root,
+        download=download,
+        train_size=run.train_size,
+        valid_size=run.valid_size,
+        seed=run.split_seed,
+        normalization=run.inputs,
+        device=pick_device(device),
+    )
+
+
+def train(
+    run: Run,
+    data: Data | None = None,
+    *,
+    device: str = "auto",
+    root: str | None = None,
+    download: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Record:
+    """Train one run to its end.
+
+    Parameters
+    ----------
+    run : Run
+    data : Data, optional
+        Already loaded by `load_for`; else it is loaded with `device`, `root` and `download`.
+    checkpoint : path, optional
+        Where to keep the state about every half minute; if the file is there, training goes on from it, bit for bit
+        as if never interrupted, and it is removed at the end.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    Record
+        Also of a run that diverged: its `status` says so.
+    """
+    data = data or load_for(run, device=device, root=root, download=download)
+    return Training([run], data).finish(checkpoint=checkpoint, progress=progress)[0]
+
+
+def side_by_side(runs: Iterable[Run], *, most: int = 32) -> list[list[Run]]:
+    """Group runs that one batched model can hold: alike but for the seed, plain dense networks, no clipping.
+
+    At most `most` runs a group; beyond about ten, a larger group is hardly faster.
+    """
+    groups: dict[Run, list[Run]] = {}
+    for run in runs:
+        together = run.clip is None and stackable(run.network)
+        groups.setdefault(replace(run, seed=0) if together else run, []).append(run)
+    return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
+
+
+class Training:
+    """State of one training, or of several side by side that differ only in the seed.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        One, or several from one group of `side_by_side`.
+    data : Data
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        The network; for K runs side by side one that holds K (see `networks.stack`).
+
+    Raises
+    ------
+    InputError
+        If the batch is larger than the training set.
+    """
+
+    def __init__(self, runs: Sequence[Run], data: Data) -> None:
+        run = runs[0]
+        self.runs, self.run, self.data = list(runs), run, data
+        self.n, self.streams = len(data.train), 2 if run.alpha > 1 else 1
+        if run.batch_size > self.n:
+            raise InputError(f"batch_size {run.batch_size} is larger than the training set ({self.n} samples).")
+        device = data.train.x.device
+        self.model = _build(self.runs, data, self.streams)
+        self.optimizer = _optimizer(run, self.model)
+        self.smooth = _smoothout(run, self.model)
+        self._order = [torch.Generator(device).manual_seed(_seed(r, "order")) for r in runs]
+        devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
+        self._dropout_state = [torch.Generator(d).manual_seed(_seed(run, "dropout")).get_state() for d in devices]
+        self._weights = FlatParameters(self.model, "all")
+        self._factors = [1.0] * len(runs)  # of the learning rate: 1, 1/2 after L*, 0 when done
+        self._set_factors()
+        self.epoch, self.updates, self.wall_time = 0, 0, 0.0
+        self.status: list[str | None] = [None] * len(runs)
+        self.curves: list[list[dict[str, float]]] = [[] for _ in runs]
+
+    # -------------------------------------------------------------------------------------------------- one epoch
+
+    def train_epoch(self) -> None:
+        """One pass over the data; the only wait for the device is the reading of the epoch's losses at its end."""
+        started = time.perf_counter()
+        self.model.train()
+        lr = [rate for start, rate in self.run.scaled_lr_steps if start <= self.epoch][-1]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr if self._scale is not None else lr * self._factors[0]
+        loss = torch.zeros(len(self.runs), device=self.data.train.x.device)
+        with _random_state(loss.device, self._dropout_state), _precision(self.run.precision, loss.device):
+            for index in self._batches():
+                loss += self._step(index)
+                self.updates += 1
+        self.epoch += 1
+        _, accuracy = self.evaluate(self.data.test)
+        losses, accuracies = torch.stack([loss / self.n, accuracy]).tolist()
+        self._judge(losses, accuracies, lr)
+        self.wall_time += time.perf_counter() - started
+
+    def _batches(self) -> tuple[Tensor, ...]:
+        """Indices [K, streams, b] of each update: every run its own shuffles, two independent ones for NE."""
+        shuffles = [next(iter(epoch_indices(self.n, self.n, streams=self.streams, generator=g))) for g in self._order]
+        return torch.stack(shuffles).split(self.run.batch_size, dim=-1)
+
+    def _step(self, index: Tensor) -> Tensor:
+        """One update; returns the summed losses of B_t, [K]."""
+        size = index.shape[-1]
+        total: Tensor | float = 0.0
+        for part in index.split((self.smooth and self.run.noise_batch) or size, dim=-1):
+            with self.smooth.perturbed() if self.smooth else nullcontext():
+                losses = self._losses(part)
+                mean = losses.mean(-1) if self.streams == 1 else noise_enhanced_loss(losses, self.run.alpha)
+                (mean.sum() * (part.shape[-1] / size)).backward()
+            total = total + losses.detach()[:, : part.shape[-1]].sum(-1)
+        if self.run.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.run.clip)
+        self._update()
+        self.optimizer.zero_grad()
+        return total  # type: ignore[return-value]
+
+    def _losses(self, index: Tensor) -> Tensor:
+        """Per-sample losses [K, streams * b] on the samples `index` [K, streams, b]."""
+        index = index.flatten(1)
+        chosen = index if len(self.runs) > 1 else index[0]
+        logits = self.model(self.data.train.x[chosen]).float()
+        return F.cross_entropy(logits.flatten(0, -2), self.data.train.y[index].flatten(), reduction="none").view_as(
+            index
+        )
+
+    def _update(self) -> None:
+        """Optimizer step; side by side, each run's change is scaled by its own factor of the learning rate."""
+        if self._scale is None:
+            self.optimizer.step()
+            return
+        with torch.no_grad():
+            self._weights.save()
+            self.optimizer.step()
+            torch.lerp(self._weights.theta, self._weights.work, self._scale, out=self._weights.work)
+
+    def _set_factors(self) -> None:
+        """Lay the runs' factors out along the weight vector (None while a single rate does)."""
+        self._scale: Tensor | None = None
+        if len(self.runs) == 1 or set(self._factors) == {1.0}:
+            return
+        factors = torch.tensor(self._factors, device=self._weights.work.device)
+        parts = [factors.view(-1, *[1] * (p.ndim - 1)).expand_as(p).reshape(-1) for p in self._weights.parameters]
+        self._scale = torch.cat(parts)
+
+    # ------------------------------------------------------------------------------------------- judging, measuring
+
+    def _judge(self, losses: list[float], accuracies: list[float], lr: float) -> None:
+        """NE's rule, once an epoch: halve at L*, stop below L**; and end what has diverged or run its length."""
+        factors = self._factors.copy()
+        for k, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
+            if self.status[k]:
+                continue
+            point = {"epoch": self.epoch, "updates": self.updates, "lr": lr * factors[k], "loss": loss}
+            self.curves[k].append({**point, "test_accuracy": accuracy})
+            if self.run.halve_at and loss <= self.run.halve_at:
+                factors[k] = 0.5
+            self.status[k] = self._ending(loss)
+            if self.status[k]:
+                factors[k] = 0.0
+        if factors != self._factors:
+            self._factors = factors
+            self._set_factors()
+
+    def _ending(self, loss: float) -> str | None:
+        if not math.isfinite(loss):
+            return "diverged"
+        if self.run.stop_below and loss < self.run.stop_below:
+            return "converged"
+        if self.epoch == self.run.epochs:
+            return "out of epochs" if self.run.stop_below else "finished"
+        return None
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy of every run over a whole split, [K] each, in evaluation mode."""
+        self.model.eval()
+        loss = torch.zeros(len(self.runs), device=split.x.device)
+        right = torch.zeros_like(loss)
+        with _precision(self.run.precision, split.x.device):
+            for x, y in zip(split.x.split(_EVALUATION_CHUNK), split.y.split(_EVALUATION_CHUNK), strict=True):
+                logits = self.model(x.expand(len(self.runs), *x.shape) if len(self.runs) > 1 else x).float()
+                logits = logits.view(len(self.runs), *logits.shape[-2:])
+                target = y.expand(logits.shape[:2])
+                loss += F.cross_entropy(logits.transpose(1, 2), target, reduction="none").sum(-1)
+                right += (logits.argmax(-1) == target).sum(-1)
+        return loss / len(split), right / len(split)
+
+    def finish(
+        self, *, checkpoint: str | os.PathLike[str] | None = None, progress: bool = True, every: float = 30.0
+    ) -> list[Record]:
+        """Train to the end and return a record a run, in order; see `train` for `checkpoint`."""
+        path = Path(checkpoint) if checkpoint else None
+        if path and path.exists():
+            self.load_state_dict(_read_checkpoint(path))
+        saved = time.monotonic()
+        label = f"{self.run.network} B={self.run.batch_size} α={self.run.alpha:g} a={self.run.a:g}"
+        with tqdm(total=self.run.epochs, initial=self.epoch, desc=label, unit="epoch", **shown(progress)) as bar:
+            while not all(self.status):
+                self.train_epoch()
+                bar.update()
+                bar.set_postfix(loss=f"{max(c[-1]['loss'] for c in self.curves):.2g}", refresh=False)
+                if path and time.monotonic() - saved >= every:
+                    write_atomically(path, _to_bytes(self.state_dict()))
+                    saved = time.monotonic()
+        records = self._records()
+        if path:
+            path.unlink(missing_ok=True)
+        return records
+
+    def _records(self) -> list[Record]:
+        """Measure the final weights; a run that ended earlier has not moved since."""
+        splits = {"train": self.data.train, "test": self.data.test, "valid": self.data.valid}
+        measured = {name: [v.tolist() for v in self.evaluate(s)] for name, s in splits.items() if s is not None}
+        origin = {
+            "dataset_variant": self.data.variant,
+            **provenance(self.data.train.x.device),
+            "side_by_side": len(self.runs),
+        }
+        return [self._record(k, measured, origin) for k in range(len(self.runs))]
+
+    def _record(self, k: int, measured: dict[str, list[list[float]]], origin: dict[str, Any]) -> Record:
+        curve = self.curves[k]
+        last = curve[-1]
+        updates = int(last["updates"])
+        epochs = int(last["epoch"])
+        return Record(
+            run=self.runs[k],
+            status=self.status[k] or "",
+            test_accuracy=measured["test"][1][k],
+            best_test_accuracy=max(point["test_accuracy"] for point in curve),
+            valid_accuracy=measured["valid"][1][k] if "valid" in measured else None,
+            train_accuracy=measured["train"][1][k],
+            train_loss=measured["train"][0][k],
+            test_loss=measured["test"][0][k],
+            epochs=epochs,
+            updates=updates,
+            samples=epochs * self.n * self.streams,
+            wall_time=self.wall_time,
+            curve=_thin(curve),
+            provenance=origin,
+        )
+
+    # ------------------------------------------------------------------------------------------------ resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs to continue bit for bit."""
+        return {
+            "keys": [run.key for run in self.runs],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "smooth": self.smooth.state_dict() if self.smooth else None,
+            "order": [generator.get_state() for generator in self._order],
+            "dropout": self._dropout_state,
+            "progress": [self.epoch, self.updates, self.wall_time],
+            "factors": self._factors,
+            "status": self.status,
+            "curves": self.curves,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises
+        ------
+        InputError
+            If the state belongs to other runs.
+        """
+        if state["keys"] != [run.key for run in self.runs]:
+            raise InputError("the checkpoint belongs to another run: delete it or name another file.")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.smooth:
+            self.smooth.load_state_dict(state["smooth"])
+        for generator, saved in zip(self._order, state["order"], strict=True):
+            generator.set_state(saved.cpu())
+        self._dropout_state = [s.cpu() for s in state["dropout"]]
+        self.epoch, self.updates, self.wall_time = state["progress"]
+        self._factors, self.status, self.curves = state["factors"], state["status"], state["curves"]
+        self._set_factors()
+
+
+# --------------------------------------------------------------------------------------------------- small pieces
+
+
+def _seed(run: Run, purpose: str) -> int:
+    """An independent stream of random numbers for each purpose of each seed."""
+    words = np.random.SeedSequence([run.seed, _PURPOSES.index(purpose)]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Module:
+    members = [
+        build(
+            run.network,
+            data.shape,
+            len(data.classes),
+            seed=_seed(run, "weights"),
+            group_size=run.ghost_batch,
+            minibatches=streams,
+        )
+        for run in runs
+    ]
+    model: nn.Module = members[0] if len(members) == 1 else stack(members)
+    return model.to(data.train.x.device)
+
+
+def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    if run.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=run.lr, weight_decay=run.weight_decay, fused=True)
+    return torch.optim.SGD(
+        model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=True
+    )
+
+
+def _smoothout(run: Run, model: nn.Module) -> SmoothOut | None:
+    if not run.a:
+        return None
+    return SmoothOut(
+        model,
+        run.a,
+        distribution=run.distribution,
+        adaptive=run.adaptive,
+        include=run.perturb,
+        denoise=run.denoise,
+        seed=_seed(run, "noise"),
+    )
+
+
+@contextmanager
+def _random_state(device: torch.device, state: list[Tensor]) -> Iterator[None]:
+    """Run with torch's global generators, which dropout draws from, at `state`; keep in it where they end."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.set_rng_state(state[0])
+        for s in state[1:]:
+            torch.cuda.set_rng_state(s, device)
+        yield
+        state[:] = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
+
+
+@contextmanager
+def _precision(name: str, device: torch.device) -> Iterator[None]:
+    """Full float32 products, TF32 ones, or bfloat16 by autocast; torch's settings are put back afterwards."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32" if name == "tf32" else "ieee"
+        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:
+    """At most 200 points of a curve, evenly spread, first and last kept."""
+    if len(curve) <= _CURVE_POINTS:
+        return curve
+    return [curve[round(i)] for i in np.linspace(0, len(curve) - 1, _CURVE_POINTS)]
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def shown(progress: bool) -> dict[str, bool]:
+    """Arguments of tqdm: the environment variable TQDM_DISABLE is heard only if `disable` is not given."""
+    return {} if progress else {"disable": True}
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"the checkpoint {path} is damaged: delete it to start this run again.") from error

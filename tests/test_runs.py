@@ -1,0 +1,158 @@
+"""Runs, records and their store: what is refused, what a key depends on, and that nothing is lost."""
+
+import dataclasses
+import errno
+import json
+import math
+import multiprocessing
+import os
+
+import pytest
+
+from nb_lib import runs
+from nb_lib.errors import InputError
+from nb_lib.runs import Record, Run, RunStore, frame, write_atomically
+
+
+def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is frozen)
+    fields = {
+        "run": run, "status": "finished", "test_accuracy": 0.5, "best_test_accuracy": 0.75, "valid_accuracy": None,
+        "train_accuracy": 1.0, "train_loss": 0.125, "test_loss": 2.5, "epochs": 3, "updates": 30, "samples": 300,
+        "wall_time": 1.5, "curve": [{"epoch": 1, "loss": 0.1}], "provenance": {"device": "a CPU", "torch": "2.x"},
+    }  # fmt: skip
+    return Record(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"alpha": 0.99}, "alpha must be a finite number of at least 1"),
+        ({"alpha": math.nan}, "alpha must be a finite number"),
+        ({"alpha": math.inf}, "alpha must be a finite number"),
+        ({"alpha": "1.5"}, "alpha must be of type float, not '1.5'"),
+        ({"a": -0.1}, "noise strength a must be a finite number of at least 0"),
+        ({"network": "ne-f2"}, "unknown network 'ne-f2': did you mean 'ne-f1'"),
+        ({"dataset": "fashionmnist"}, "did you mean 'fashion-mnist'"),
+        ({"optimizer": "adamw"}, "did you mean 'adam'"),
+        ({"perturb": "no norm"}, "did you mean 'no-norm'"),
+        ({"lr_scaling": "squareroot"}, "unknown learning-rate scaling"),
+        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 10.5}, "batch_size must be of type int"),
+        ({"batch_size": None}, "batch_size must be of type int"),
+        ({"batch_size": True}, "batch_size must be of type int"),
+        ({"adaptive": 1}, "adaptive must be of type bool"),
+        ({"lr": 0.0}, "lr must be a positive finite number"),
+        ({"lr": math.nan}, "lr must be a positive"),
+        ({"clip": -5}, "clip must be a positive"),
+        ({"momentum": 1}, r"momentum must be in \[0, 1\)"),
+        ({"ghost_batch": 1}, "ghost_batch must be at least 2"),
+        ({"lr_steps": ((10, -0.1),)}, "lr_steps must be pairs"),
+        ({"lr_steps": (10, 0.1)}, "lr_steps must be of type"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_impossible_values_are_refused_in_one_sentence(fields, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Run(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_field_suggests_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'alpha'"):
+        Run.from_dict({"alhpa": 1.5})
+
+
+def test_a_key_depends_on_the_content_alone():
+    assert Run(alpha=2, lr_steps=[[10, 1]]).key == Run(alpha=2.0, lr_steps=((10, 1.0),)).key
+    assert Run.from_dict(json.loads(json.dumps(Run(alpha=1.5, batch_size=7).to_dict()))) == Run(alpha=1.5, batch_size=7)
+    others = {f.name: f.default for f in dataclasses.fields(Run)}
+    others |= {"network": "ne-f1", "dataset": "folder:mine", "train_size": 100, "valid_size": 9, "split_seed": 1}
+    others |= {"inputs": "standardized", "batch_size": 99, "alpha": 1.25, "a": 0.1, "distribution": "normal"}
+    others |= {"adaptive": True, "perturb": "all", "denoise": False, "noise_batch": 128, "ghost_batch": 64}
+    others |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "clip": 5.0, "seed": 3}
+    others |= {"lr_scaling": "sqrt", "lr_reference": 256, "lr_steps": ((1, 0.1),), "halve_at": 0.01}
+    others |= {"stop_below": 0.001, "epochs": 7, "precision": "bfloat16"}
+    assert all(others[f.name] != f.default for f in dataclasses.fields(Run))  # every field is tried
+    keys = {Run(**{name: value}).key for name, value in others.items()}
+    assert len(keys | {Run().key}) == len(others) + 1
+
+
+def test_the_key_of_a_stored_run_never_changes():
+    assert Run().key == "44136fa355b3678a"  # the hash of no content: defaults do not enter
+    assert Run(network="ne-f1", dataset="fashion-mnist", batch_size=2000, alpha=1.5, seed=3).key == "2737076a506e4271"
+
+
+def test_a_record_survives_json_also_with_nan():
+    kept = record(Run(lr_steps=((5, 0.1),)))
+    assert Record.from_json(kept.to_json()) == kept
+    diverged = record(train_loss=math.nan, test_loss=math.inf, status="diverged")
+    assert "NaN" not in diverged.to_json()
+    again = Record.from_json(diverged.to_json())
+    assert math.isnan(again.train_loss)
+    assert again.status == "diverged"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"run": {"alpha": 1}}', record().to_json()[:-20]])
+def test_what_is_not_a_record_is_refused(text):
+    with pytest.raises(InputError):
+        Record.from_json(text)
+
+
+def test_a_store_keeps_finds_and_tabulates_records(tmp_path):
+    store = RunStore(tmp_path / "deep" / "results")
+    assert len(store) == 0
+    assert Run() not in store
+    for seed in (0, 1):
+        store.save(record(Run(seed=seed, epochs=50)))
+    assert len(store) == 2
+    assert Run(seed=1, epochs=50) in store
+    assert store.load(Run(seed=1, epochs=50)) == record(Run(seed=1, epochs=50))
+    table = store.frame()
+    assert table[["seed", "test_accuracy", "epochs", "epochs_limit", "device"]].sort_values("seed").values.tolist() == [
+        [0, 0.5, 3, 50, "a CPU"],
+        [1, 0.5, 3, 50, "a CPU"],
+    ]
+    assert frame(store).equals(table)
+    with pytest.raises(InputError, match="no record of run"):
+        store.load(Run())
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    store = RunStore(tmp_path)
+    store.save(record())
+    store.path(Run()).write_text("{")
+    with pytest.raises(InputError, match=r"\.json is damaged: delete it and run again"):
+        store.frame()
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_loses_nothing_and_leaves_nothing(step, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs.os, step, full)
+    with pytest.raises(InputError, match="No space left on device; free some space"):
+        write_atomically(path, b"new content")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def _write_many(folder, who):
+    for i in range(60):
+        RunStore(folder).save(record(Run(seed=i % 6), wall_time=float(who)))
+
+
+def test_concurrent_writers_and_a_reader_always_see_whole_records(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(tmp_path, who)) for who in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert all(isinstance(r, Record) for r in RunStore(tmp_path))
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(RunStore(tmp_path)) == 6
+    assert not list(tmp_path.glob(".writing-*"))

@@ -1,0 +1,342 @@
+"""The training loop against loops written out by hand, its protocol, and its resuming."""
+
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nb_lib import networks
+from nb_lib.data import epoch_indices
+from nb_lib.errors import InputError
+from nb_lib.noise_enhancement import covariance_factor
+from nb_lib.runs import Run, RunStore
+from nb_lib.smoothout import SmoothOut
+from nb_lib.sweeps import sweep
+from nb_lib.training import Training, _seed, load_for, side_by_side, train
+
+SMALL = Run(train_size=250, batch_size=60, epochs=4)  # five updates an epoch, the last of 10 samples
+
+
+def finished(run: Run) -> Training:
+    training = Training([run], load_for(run))
+    training.finish(progress=False)
+    return training
+
+
+def weights(training: Training) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in training.model.parameters()])
+
+
+def model_of(run: Run, data, minibatches: int = 1) -> torch.nn.Module:
+    return networks.build(
+        run.network, data.shape, len(data.classes), seed=_seed(run, "weights"), minibatches=minibatches
+    )
+
+
+def by_hand(run: Run, gradients) -> torch.Tensor:
+    """Ordinary PyTorch: model, shuffled epochs, optimizer; `gradients(model, x, y)` fills in .grad."""
+    data = load_for(run)
+    model = model_of(run, data)
+    if run.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum, fused=True)
+    generator = torch.Generator().manual_seed(_seed(run, "order"))
+    for _ in range(run.epochs):
+        streams = 2 if run.alpha > 1 else 1
+        for index in epoch_indices(len(data.train), run.batch_size, streams=streams, generator=generator):
+            optimizer.zero_grad()
+            gradients(model, data.train.x[index], data.train.y[index])
+            optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "method", [{"optimizer": "sgd", "lr": 0.1}, {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9}, {}]
+)
+def test_alpha_1_and_a_0_are_bitwise_ordinary_sgd(method):
+    run = replace(SMALL, alpha=1, a=0, **method)
+    plain = by_hand(run, lambda model, x, y: F.cross_entropy(model(x[0]), y[0]).backward())
+    assert torch.equal(weights(finished(run)), plain)
+
+
+def test_noise_enhancement_is_equation_6_in_two_passes():
+    run = replace(SMALL, alpha=1.5, optimizer="sgd", lr=0.1)
+
+    def two_passes(model, x, y):
+        for k, coefficient in enumerate((run.alpha, 1 - run.alpha)):
+            (coefficient * F.cross_entropy(model(x[k]), y[k])).backward()
+
+    torch.testing.assert_close(weights(finished(run)), by_hand(run, two_passes), rtol=1e-4, atol=1e-5)
+
+
+def test_a_smoothout_run_is_algorithm_1():
+    run = replace(SMALL, a=0.1, optimizer="sgd", lr=0.1, epochs=2)
+    data = load_for(run)
+    model = model_of(run, data)
+    smooth = SmoothOut(model, run.a, seed=_seed(run, "noise"))
+    generator = torch.Generator().manual_seed(_seed(run, "order"))
+    for _ in range(run.epochs):
+        for index in epoch_indices(len(data.train), run.batch_size, generator=generator):
+            clean = [p.detach().clone() for p in model.parameters()]
+            with smooth.perturbed():
+                gradients = torch.autograd.grad(
+                    F.cross_entropy(model(data.train.x[index[0]]), data.train.y[index[0]]), list(model.parameters())
+                )
+            with torch.no_grad():
+                for p, w, g in zip(model.parameters(), clean, gradients, strict=True):
+                    p.copy_(w - run.lr * g)
+    explicit = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(weights(finished(run)), explicit, rtol=1e-6, atol=1e-7)
+
+
+def test_noise_per_ghost_batch_averages_over_as_many_draws_and_keeps_the_mean_gradient():
+    run = replace(SMALL, a=1e-9, optimizer="sgd", lr=0.1)  # so small that only the chunking can matter
+    chunked = replace(run, noise_batch=16)
+    torch.testing.assert_close(weights(finished(chunked)), weights(finished(run)), rtol=1e-4, atol=1e-5)
+    training = Training([replace(chunked, a=0.1)], load_for(run))
+    draws = []
+    training.smooth._next_odd = lambda original=training.smooth._next_odd: draws.append(1) or original()
+    training.train_epoch()
+    assert len(draws) == 4 * math.ceil(60 / 16) + 1  # four batches of 60 and one of 10
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"alpha": 1.5},
+        {"a": 0.1},
+        {"a": 0.2, "adaptive": True, "distribution": "normal"},
+        {"alpha": 2, "a": 0.05, "noise_batch": 16},
+        {"network": "smoothout-f1", "a": 0.03, "batch_size": 125},
+        {"network": "smoothout-c1", "batch_size": 125, "epochs": 2},  # dropout
+    ],
+)
+def test_a_seed_gives_the_same_bits_and_another_seed_others(method):
+    run = replace(SMALL, **{"epochs": 3, **method})
+    first = weights(finished(run))
+    torch.manual_seed(1234)  # the global generator must not matter
+    before = torch.get_rng_state()
+    assert torch.equal(weights(finished(run)), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(weights(finished(replace(run, seed=1))), first)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"optimizer": "sgd", "momentum": 0.9},
+        {"alpha": 1.5, "halve_at": 2.2},
+        {"a": 0.1},
+        {"a": 0.1, "adaptive": True},
+        {"network": "smoothout-c1", "batch_size": 125, "a": 0.02},
+    ],
+)
+def test_resuming_from_a_checkpoint_is_bitwise_an_uninterrupted_run(method, tmp_path, monkeypatch):
+    run = replace(SMALL, **{"epochs": 5, **method})
+    whole = finished(run)
+
+    class Killed(Exception):
+        pass
+
+    def killed_after(epochs):
+        def train_epoch(self, original=Training.train_epoch):
+            if self.epoch == epochs:
+                raise Killed
+            original(self)
+
+        return train_epoch
+
+    path = tmp_path / "state"
+    for epochs in (2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "train_epoch", killed_after(epochs))
+            with pytest.raises(Killed):
+                Training([run], load_for(run)).finish(checkpoint=path, progress=False, every=0)
+    resumed = Training([run], load_for(run))
+    [record] = resumed.finish(checkpoint=path, progress=False)
+    assert resumed.epoch == 5
+    assert torch.equal(weights(resumed), weights(whole))
+    assert record.curve == whole.curves[0]
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
+    path = tmp_path / "state"
+    training = Training([SMALL], load_for(SMALL))
+    torch.save(training.state_dict(), path)
+    with pytest.raises(InputError, match="another run"):
+        Training([replace(SMALL, seed=1)], load_for(SMALL)).finish(checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="damaged: delete it"):
+        training.finish(checkpoint=path, progress=False)
+
+
+# ------------------------------------------------------------------------------------------------------- protocol
+
+
+def test_the_learning_rate_is_halved_once_and_training_stops_below_the_second_threshold():
+    run = Run(train_size=250, batch_size=25, halve_at=0.2, stop_below=0.05, epochs=200, lr=3e-3)
+    record = train(run, progress=False)
+    losses = [point["loss"] for point in record.curve]
+    rates = [point["lr"] for point in record.curve]
+    first = next(i for i, loss in enumerate(losses) if loss <= 0.2)
+    assert rates == [3e-3] * (first + 1) + [1.5e-3] * (len(rates) - first - 1)
+    assert record.status == "converged"
+    assert losses[-1] < 0.05 <= min(losses[:-1])
+    assert record.updates == 10 * record.epochs == 10 * len(losses)
+    assert record.samples == 250 * record.epochs
+
+
+def test_noise_enhancement_counts_one_update_and_two_minibatches():
+    record = train(replace(SMALL, alpha=2), progress=False)
+    assert (record.updates, record.samples) == (4 * 5, 4 * 2 * 250)
+
+
+def test_the_judged_loss_is_the_mean_over_the_epoch_of_the_first_minibatches_losses():
+    run = replace(SMALL, alpha=3, optimizer="sgd", lr=1e-12, epochs=1)  # weights all but fixed
+    training = finished(run)
+    loss, _ = training.evaluate(training.data.train)
+    assert training.curves[0][0]["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_runs_end_as_out_of_epochs_finished_or_diverged():
+    assert train(replace(SMALL, stop_below=1e-9), progress=False).status == "out of epochs"
+    assert train(SMALL, progress=False).status == "finished"
+    diverged = train(replace(SMALL, optimizer="sgd", lr=1e9, epochs=50), progress=False)
+    assert diverged.status == "diverged"
+    assert diverged.epochs < 50
+    assert "null" in diverged.to_json()  # NaN losses survive as JSON
+
+
+def test_learning_rates_follow_the_epoch_schedule_and_the_batch_scaling():
+    run = replace(SMALL, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15)
+    rates = [point["lr"] for point in train(run, progress=False).curve]
+    assert rates == pytest.approx([0.2, 0.02, 0.02, 1.0])
+    assert replace(run, lr_scaling="linear").scaled_lr_steps[0] == (0, pytest.approx(0.4))
+
+
+def test_clipping_bounds_the_step():
+    run = replace(SMALL, optimizer="sgd", lr=1.0, clip=1e-3, epochs=1)
+    data = load_for(run)
+    start = torch.cat([p.detach().flatten() for p in model_of(run, data).parameters()])
+    assert torch.linalg.vector_norm(weights(finished(run)) - start) <= 5 * 1e-3 * 1.001
+
+
+def test_a_batch_larger_than_the_training_set_is_refused():
+    with pytest.raises(InputError, match=r"batch_size 251 is larger than the training set \(250"):
+        train(replace(SMALL, batch_size=251), progress=False)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_precisions_train_and_leave_torchs_settings_alone(precision):
+    before = torch.backends.cuda.matmul.fp32_precision
+    record = train(replace(SMALL, precision=precision), progress=False)
+    assert record.curve[-1]["loss"] < record.curve[0]["loss"]
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_noise_enhancement_refits_batch_normalization():
+    run = replace(SMALL, network="smoothout-f1", alpha=1.5, epochs=1)
+    layers = [m for m in finished(run).model.modules() if isinstance(m, networks.GhostBatchNorm)]
+    assert {layer.minibatches for layer in layers} == {2}
+
+
+def test_the_noise_of_the_sampled_update_has_the_enhanced_covariance():
+    """What the sampler and the loss produce together, against eqs. 4 and 10: trace of the gradients' covariance."""
+    data = load_for(SMALL)
+    x, y, n, b = data.train.x, data.train.y, 250, 25
+    model = model_of(SMALL, data)
+    per_sample = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]),
+                                                             list(model.parameters()))]) for i in range(n)]
+    )  # fmt: skip
+    scatter = (per_sample - per_sample.mean(0)).square().sum(1).mean()  # tr S
+    run = replace(SMALL, batch_size=b, alpha=2.0, optimizer="sgd", lr=1e-6, epochs=1)
+    training, noise = Training([run], data), []
+
+    def record_gradient():
+        gradient = torch.cat([p.grad.flatten() for p in training.model.parameters()])
+        noise.append((gradient - per_sample.mean(0)).square().sum())
+
+    training._update = record_gradient
+    for _ in range(60):
+        training.train_epoch()
+    predicted = covariance_factor(2.0) / b * (n - b) / (n - 1) * scatter
+    noise = torch.stack(noise)
+    error = noise.std() / math.sqrt(60)  # batches of one shuffle are dependent; epochs are not
+    assert abs(noise.mean() - predicted) < 4 * error
+    assert error < predicted / 10
+
+
+# --------------------------------------------------------------------------------------------------- side by side
+
+
+@pytest.mark.parametrize("method", [{}, {"alpha": 1.5}, {"optimizer": "sgd", "lr": 0.1, "momentum": 0.5}])
+def test_seeds_side_by_side_are_the_same_runs_up_to_rounding(method):
+    run = Run(train_size=250, batch_size=60, epochs=30, halve_at=1.0, stop_below=0.4, lr=3e-3)
+    run = replace(run, **{**method, "lr": method.get("lr", 3e-3)})
+    runs = [replace(run, seed=seed) for seed in range(3)]
+    together = Training(runs, load_for(run)).finish(progress=False)
+    alone = [train(r, progress=False) for r in runs]
+    for a, b in zip(together, alone, strict=True):
+        assert (a.run, a.status, a.updates) == (b.run, b.status, b.updates)
+        assert [p["loss"] for p in a.curve] == pytest.approx([p["loss"] for p in b.curve], rel=2e-3)
+        assert a.test_loss == pytest.approx(b.test_loss, rel=2e-3)
+        assert a.provenance["side_by_side"] == 3
+    assert len({r.updates for r in alone}) > 1 or "sgd" in method.values()  # one did stop before another
+
+
+def test_only_runs_alike_but_for_the_seed_share_a_model():
+    runs = [replace(SMALL, seed=s, batch_size=b) for b in (10, 20) for s in range(3)]
+    assert [len(g) for g in side_by_side(runs)] == [3, 3]
+    assert [len(g) for g in side_by_side([replace(r, network="ne-c1") for r in runs])] == [1] * 6
+    assert [len(g) for g in side_by_side(runs, most=2)] == [2, 1, 2, 1]
+
+
+# --------------------------------------------------------------------------------------------------------- sweeps
+
+
+def test_a_sweep_trains_what_is_missing_and_returns_all_in_order(tmp_path, capsys):
+    runs = [replace(SMALL, seed=s, batch_size=b) for b in (125, 60) for s in (1, 0)]
+    sweep(runs[:2], tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
+    assert [record.run for record in sweep([*runs, runs[0]], tmp_path)] == runs
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+    assert "4 runs: 2 trained now, 2 were stored; 4 finished." in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+LOOP = """
+import sys
+from nb_lib.runs import Run
+from nb_lib.sweeps import sweep
+runs = [Run(train_size=250, batch_size=25 + k, epochs=30) for k in range(20)]
+sweep(runs, sys.argv[1], progress=False)
+"""
+
+
+def test_a_loop_of_20_runs_killed_again_and_again_ends_with_20_records_none_done_twice(tmp_path):
+    done: dict[Path, int] = {}
+    for kill_after in (4, 9, 15, None):
+        loop = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path)])
+        if kill_after:
+            while len(RunStore(tmp_path)) < kill_after and loop.poll() is None:
+                time.sleep(0.005)
+            time.sleep(random.random() / 10)
+            loop.send_signal(signal.SIGKILL)
+        loop.wait()
+        now = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+        assert done.items() <= now.items()  # what was done stays as it was
+        assert len(now) < 20 or kill_after is None
+        done = now
+    assert loop.returncode == 0
+    assert len(RunStore(tmp_path).frame().key.unique()) == len(done) == 20
