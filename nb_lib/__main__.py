@@ -1,0 +1,87 @@
+"""``python -m nb_lib``: train and measure on machines without Jupyter."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from nb_lib.errors import InputError
+from nb_lib.networks import NETWORKS
+from nb_lib.provenance import provenance
+from nb_lib.runs import Run, frame
+from nb_lib.sweeps import sweep
+from nb_lib.training import pick_device
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for input that cannot be used, said in one sentence)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except InputError as error:
+        print(f"nb_lib: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nb_lib", description="Noise in SGD: train and measure.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser("train", help="train one configuration with one or more seeds")
+    known_networks = "; ".join(f"{name}: {network.doc}" for name, network in NETWORKS.items())
+    for f in dataclasses.fields(Run):
+        shown = f"{known_networks} " if f.name == "network" else ""
+        train.add_argument(
+            f"--{f.name.replace('_', '-')}", type=_value, metavar="V", help=f"{shown}[{json.dumps(f.default)}]"
+        )
+    train.add_argument("--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]")
+    train.add_argument("--store", help="folder of records: stored runs are skipped, killed ones resumed")
+    train.add_argument("--root", help="folder of the data sets [$NB_LIB_DATA, else a per-user cache]")
+    train.add_argument("--download", action="store_true", help="fetch a missing data set")
+    train.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
+    train.set_defaults(command=_train)
+
+    bench = commands.add_parser("bench", help="what NE and SmoothOut cost a step, as ratios")
+    bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
+    bench.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _value(text: str) -> Any:
+    """Read a number, true, false, null or a list as JSON does, anything else as a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _train(options: argparse.Namespace) -> None:
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Run)}
+    run = Run.from_dict({name: value for name, value in given.items() if value is not None})
+    runs = [dataclasses.replace(run, seed=run.seed + k) for k in range(options.seeds)]
+    records = sweep(runs, options.store, device=options.device, root=options.root, download=options.download)
+    shown = ["seed", "status", "test_accuracy", "best_test_accuracy", "train_loss", "test_loss", "updates", "wall_time"]
+    table = frame(records)[shown]
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+    if len(table) > 1:
+        accuracy = 100 * table.test_accuracy
+        print(
+            f"test accuracy {accuracy.mean():.2f} ± {accuracy.std():.2f} %, "
+            f"updates {table.updates.mean():.0f} ± {table.updates.std():.0f} (mean ± std of {len(table)} seeds)"
+        )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from nb_lib.bench import bench
+
+    device = pick_device(options.device)
+    origin = provenance(device)
+    print(f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}; ratios of steps timed in turn")
+    print(bench(device, rounds=options.rounds).to_string(index=False, na_rep="", float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Figures of both notebooks: a table in, a plotly figure out; nothing is computed here but means over seeds.
+
+One color means one method through the whole book (the Okabe-Ito palette, safe for color-blind readers); line style
+and marker say the rest a second time.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
+
+from nb_lib import explore  # noqa: F401 (registers the template "nb")
+from nb_lib.intervals import summarize
+
+COLORS = {"SGD": "#0072B2", "NE": "#D55E00", "SmoothOut": "#009E73", "AdaSmoothOut": "#CC79A7"}
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MARKERS = ("circle", "triangle-up", "square", "diamond")
+
+
+def method(row: "pd.Series[float]") -> str:
+    """Name the method of one row of `runs.frame`: a key of `COLORS` (NE wins where both are on)."""
+    if row["alpha"] > 1:
+        return "NE"
+    if row["a"] > 0:
+        return "AdaSmoothOut" if row["adaptive"] else "SmoothOut"
+    return "SGD"
+
+
+def means(
+    frame: pd.DataFrame, *, x: str, y: str, series: str, symbol: str, titles: tuple[str, str], scale: float = 1
+) -> go.Figure:
+    """Mean of `y` over seeds against `x`, one line a value of `series`, bars for the 95 % interval of the mean.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As from `runs.frame`.
+    symbol : str
+        What `series` is called in the legend.
+    titles : (str, str)
+        Of the axes, with units.
+    scale : float
+        Factor on `y`, e.g. 100 for percent.
+    """
+    figure = go.Figure(layout=_layout(titles))
+    values = sorted(frame[x].unique())
+    for rank, (value, rows) in enumerate(frame.groupby(series, sort=True)):
+        table = summarize(rows, x, y)
+        name = f"{symbol} = {value:g} ({table['n'].min()} seeds)"
+        _add_means(figure, table[x], table, name, method(rows.iloc[0]), rank, scale)
+    if min(values) > 0 and max(values) >= 10 * min(values):
+        figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values])
+    return figure
+
+
+def strengths(frame: pd.DataFrame, *, y: str, title: str, scale: float = 1) -> go.Figure:
+    """Mean of `y` over seeds against the noise strength a, one line for SmoothOut and one for AdaSmoothOut."""
+    figure = go.Figure(layout=_layout(("noise strength a", title)))
+    for rank, (adaptive, rows) in enumerate(frame.groupby("adaptive")):
+        table = summarize(rows, "a", y)
+        name = "AdaSmoothOut" if adaptive else "SmoothOut"
+        _add_means(figure, table["a"], table, f"{name} ({table['n'].min()} seeds)", name, rank, scale)
+    return figure
+
+
+def sensitivity(widths: np.ndarray, found: dict[str, np.ndarray], *, titles: tuple[str, str]) -> go.Figure:
+    """Loss under growing weight noise around networks trained in several ways.
+
+    Parameters
+    ----------
+    widths : array [n]
+    found : dict
+        For each method (a key of `COLORS`) an array [2, n]: mean, and its standard error over perturbations.
+    """
+    figure = go.Figure(layout=_layout(titles))
+    for rank, (name, (mean, error)) in enumerate(found.items()):
+        table = pd.DataFrame({"mean": mean, "half": 1.96 * error})
+        _add_means(figure, widths, table, f"trained with {name}", name, rank, 1)
+    return figure
+
+
+def bands(
+    curves: pd.DataFrame, *, x: str, y: str, series: str, symbol: str, titles: tuple[str, str], log_y: bool = False
+) -> go.Figure:
+    """Training curves: mean over the seeds still training, and a band from the lowest to the highest of them.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        As from `runs.curves`.
+    """
+    figure = go.Figure(layout=_layout(titles))
+    for rank, (value, rows) in enumerate(curves.groupby(series, sort=True)):
+        table = rows.groupby(x)[y].agg(["mean", "min", "max"]).reset_index()
+        look = _look(method(rows.iloc[0]), rank)
+        red, green, blue = hex_to_rgb(look["line"]["color"])
+        edge = pd.concat([table[x], table[x][::-1]]), pd.concat([table["max"], table["min"][::-1]])
+        figure.add_scatter(
+            x=edge[0],
+            y=edge[1],
+            fill="toself",
+            fillcolor=f"rgba({red},{green},{blue},0.18)",
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        name = f"{symbol} = {value:g} ({rows['seed'].nunique()} seeds)"
+        figure.add_scatter(x=table[x], y=table["mean"], name=name, mode="lines", line=look["line"])
+    if log_y:
+        figure.update_yaxes(type="log", exponentformat="power")
+    return figure
+
+
+def measured_and_law(
+    x: Sequence[float], measured: np.ndarray, half: np.ndarray, law: tuple[np.ndarray, np.ndarray], *,
+    names: tuple[str, str], titles: tuple[str, str], color: str,
+) -> go.Figure:  # fmt: skip
+    """Measured points with intervals over the curve that theory draws through them.
+
+    Parameters
+    ----------
+    law : (x, y)
+        The curve, finely spaced.
+    names : (str, str)
+        Of points and curve in the legend.
+    color : str
+        A key of `COLORS`.
+    """
+    figure = go.Figure(layout=_layout(titles))
+    figure.add_scatter(x=law[0], y=law[1], name=names[1], mode="lines", line={"color": "#767676", "dash": "dash"})
+    marker = {"color": COLORS[color], "size": 10}
+    bars = {"array": half, "thickness": 1.5, "width": 5}
+    figure.add_scatter(x=x, y=measured, error_y=bars, name=names[0], mode="markers", marker=marker)
+    return figure
+
+
+def _add_means(
+    figure: go.Figure, x: pd.Series | np.ndarray, table: pd.DataFrame, name: str, color: str, rank: int, scale: float
+) -> None:
+    """Add one line of means with their intervals, as from `intervals.summarize`."""
+    bars = {"array": scale * table["half"].fillna(0), "thickness": 1.5, "width": 5}
+    y = scale * table["mean"]
+    figure.add_scatter(x=x, y=y, error_y=bars, name=name, mode="lines+markers", **_look(color, rank))
+
+
+def _look(name: str, rank: int) -> dict[str, dict[str, object]]:
+    """Line and marker of a method's line number `rank`."""
+    color, rank = COLORS[name], rank % len(_DASHES)
+    return {
+        "line": {"color": color, "dash": _DASHES[rank], "width": 2},
+        "marker": {"color": color, "symbol": _MARKERS[rank], "size": 8},
+    }
+
+
+def _layout(titles: tuple[str, str]) -> dict[str, object]:
+    return {"template": "nb", "xaxis": {"title": titles[0]}, "yaxis": {"title": titles[1]}}
