@@ -1,12 +1,9 @@
 """A data set, whole, as tensors on the device: scikit-learn's digits, torchvision's, any image folder."""
 
-import contextlib
-import hashlib
 import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nb_lib.errors import InputError, known
+from nb_lib.image_folder import pixels
 
 _TORCHVISION: dict[str, tuple[str, str, tuple[int, ...]]] = {  # torchvision's class, name in print, image shape
     "mnist": ("MNIST", "MNIST", (1, 28, 28)),
@@ -230,8 +227,8 @@ def _digits() -> _Raw:
     """Read scikit-learn's 1797 digits, with 17 gray levels, split once and for all into 1200 and 597."""
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(labels).long()
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(images).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(labels).long()
     train, test = _stratified(y, 1200, 0)
     variant, classes = "scikit-learn's bundled digits, 8x8", tuple("0123456789")
     return _Raw(variant, classes, (x[train], y[train]), (x[test], y[test]), white=16)
@@ -294,7 +291,7 @@ def _image_folder(folder: Path, root: Path) -> _Raw:
         raise InputError(f"class {min(odd)!r} is in only one of train and test of {folder}: add or remove it.")
     train, test = _files(folder, "train", classes), _files(folder, "test", classes)
     paths, labels = zip(*train, *test, strict=True)
-    x, y, n = torch.from_numpy(_pixels(folder, paths, root)), torch.tensor(labels), len(train)
+    x, y, n = torch.from_numpy(pixels(folder, paths, [root, _user_root()])), torch.tensor(labels), len(train)
     types = " and ".join(sorted({_IMAGE_TYPES[_suffix(path)] for path in paths}))
     return _Raw(f"image folder, {types} files", tuple(classes), (x[:n], y[:n]), (x[n:], y[n:]))
 
@@ -323,65 +320,3 @@ def _names(folder: Path, what: str, wanted: Callable[[os.DirEntry], bool]) -> li
 
 def _suffix(path: str) -> str:
     return path[path.rfind(".") :].lower()
-
-
-def _pixels(folder: Path, paths: Sequence[str], root: Path) -> np.ndarray:
-    """Return the decoded images of a folder, from the cache if it has them (an .npz file has checksums)."""
-    name = f"{folder.name}-{_fingerprint(folder, paths)}.npz"
-    caches = [top / ".nb_lib_cache" / name for top in (root, _user_root())]
-    for cache in caches:
-        with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
-            return stored["nchw"]  # if it is not there, or damaged: decode again
-    pixels = _decode([os.path.join(folder, path) for path in paths])
-    for cache in caches:
-        with contextlib.suppress(OSError):  # not writable: the next place, or no cache
-            _save(cache, pixels)
-            break
-    return pixels
-
-
-def _fingerprint(folder: Path, paths: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            status = os.stat(os.path.join(folder, path))
-        except OSError as error:
-            raise InputError(f"{folder / path} cannot be read: replace or delete it.") from error
-        digest.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"))
-    return digest.hexdigest()[:16]
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    """Write all or nothing: under a temporary name, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as fresh:
-        with open(os.path.join(fresh, path.name), "wb") as file:
-            np.savez(file, nchw=pixels)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-
-
-def _decode(paths: Sequence[str]) -> np.ndarray:
-    """Decode images of one size, in threads, to uint8 [N, 3, H, W], or [N, 1, H, W] if all are gray."""
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(_image, paths)
-        images = list(tqdm(decoded, "decoding images", len(paths), delay=2, mininterval=1, leave=False))
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            sizes = [f"{width}x{height}" for _, height, width in (image.shape, images[0].shape)]
-            raise InputError(f"{path} is {sizes[0]}, {paths[0]} is {sizes[1]}: give all images one size.")
-    pixels = np.stack(images)
-    return pixels[:, :1].copy() if (pixels == pixels[:, :1]).all() else pixels
-
-
-def _image(path: str) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise ValueError("more than 8 bits per channel")
-            return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-    except Exception as error:
-        raise InputError(f"{path} is not a readable 8-bit image: replace or delete it.") from error

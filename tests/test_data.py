@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from torchvision import datasets
 
 import nb_lib.data as data
+import nb_lib.image_folder as image_folder
 from nb_lib.data import DATASETS, NORMALIZATIONS, data_root, epoch_indices, load
 from nb_lib.errors import InputError
 
@@ -106,7 +107,7 @@ def forbid_decoding(monkeypatch):
     def fail(path):
         raise AssertionError(f"decoded {path}")
 
-    monkeypatch.setattr(data, "_image", fail)
+    monkeypatch.setattr(image_folder, "_image", fail)
 
 
 def entries(folder):
