@@ -6,12 +6,12 @@ import json
 import sys
 from typing import Any
 
+from nb_lib.device import pick_device
 from nb_lib.errors import InputError
 from nb_lib.networks import NETWORKS
 from nb_lib.provenance import provenance
 from nb_lib.runs import Run, frame
 from nb_lib.sweeps import sweep
-from nb_lib.training import pick_device
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -156,6 +156,11 @@ class Run:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def label(self) -> str:
+        """The run in a few words, for progress bars and messages."""
+        return f"{self.network} B={self.batch_size} α={self.alpha:g} a={self.a:g}"
+
+    @property
     def scaled_lr_steps(self) -> tuple[tuple[int, float], ...]:
         """The learning rates and the epochs they start at, scaled for the batch size."""
         factor = (self.batch_size / self.lr_reference) ** LR_SCALINGS[self.lr_scaling]

@@ -53,7 +53,7 @@ def sweep(
     with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", **shown(progress)) as bar:
         for group in side_by_side(missing):
             run = group[0]
-            bar.set_description(f"{run.network} B={run.batch_size} α={run.alpha:g} a={run.a:g}")
+            bar.set_description(run.label)
             source = (run.dataset, run.train_size, run.valid_size, run.split_seed, run.inputs)
             if source not in data:
                 data = {source: load_for(run, device=device, root=root, download=download)}  # one at a time in memory

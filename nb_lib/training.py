@@ -10,8 +10,8 @@ import io
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nb_lib.data import Data, Split, epoch_indices, load
+from nb_lib.device import pick_device, precision, random_state
 from nb_lib.errors import InputError
 from nb_lib.flat import FlatParameters
 from nb_lib.networks import build, stack, stackable
@@ -34,24 +35,6 @@ from nb_lib.smoothout import SmoothOut
 _PURPOSES = ("weights", "order", "noise", "dropout")
 _CURVE_POINTS = 200
 _EVALUATION_CHUNK = 10_000
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``"auto"`` is the first CUDA device if there is one, else the CPU.
-
-    Raises
-    ------
-    InputError
-        If the name is not a device, or that device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here: use 'cpu', 'cuda' or 'auto'.") from error
-    return device
 
 
 def load_for(run: Run, *, device: str = "auto", root: str | None = None, download: bool = False) -> Data:
@@ -162,7 +145,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr if self._scale is not None else lr * self._factors[0]
         loss = torch.zeros(len(self.runs), device=self.data.train.x.device)
-        with _random_state(loss.device, self._dropout_state), _precision(self.run.precision, loss.device):
+        with random_state(loss.device, self._dropout_state), precision(self.run.precision, loss.device):
             for index in self._batches():
                 loss += self._step(index)
                 self.updates += 1
@@ -236,6 +219,9 @@ class Training:
             self.status[k] = self._ending(loss)
             if self.status[k]:
                 factors[k] = 0.0
+            if self.status[k] == "diverged":
+                what = f"{self.run.label} seed={self.runs[k].seed} diverged in epoch {self.epoch}"
+                tqdm.write(f"{what}: its loss is not finite. It is recorded as such; try a lower learning rate or α.")
         if factors != self._factors:
             self._factors = factors
             self._set_factors()
@@ -255,7 +241,7 @@ class Training:
         self.model.eval()
         loss = torch.zeros(len(self.runs), device=split.x.device)
         right = torch.zeros_like(loss)
-        with _precision(self.run.precision, split.x.device):
+        with precision(self.run.precision, split.x.device):
             for x, y in zip(split.x.split(_EVALUATION_CHUNK), split.y.split(_EVALUATION_CHUNK), strict=True):
                 logits = self.model(x.expand(len(self.runs), *x.shape) if len(self.runs) > 1 else x).float()
                 logits = logits.view(len(self.runs), *logits.shape[-2:])
@@ -272,8 +258,9 @@ class Training:
         if path and path.exists():
             self.load_state_dict(_read_checkpoint(path))
         saved = time.monotonic()
-        label = f"{self.run.network} B={self.run.batch_size} α={self.run.alpha:g} a={self.run.a:g}"
-        with tqdm(total=self.run.epochs, initial=self.epoch, desc=label, unit="epoch", **shown(progress)) as bar:
+        with tqdm(
+            total=self.run.epochs, initial=self.epoch, desc=self.run.label, unit="epoch", **shown(progress)
+        ) as bar:
             while not all(self.status):
                 self.train_epoch()
                 bar.update()
@@ -403,33 +390,6 @@ def _smoothout(run: Run, model: nn.Module) -> SmoothOut | None:
         denoise=run.denoise,
         seed=_seed(run, "noise"),
     )
-
-
-@contextmanager
-def _random_state(device: torch.device, state: list[Tensor]) -> Iterator[None]:
-    """Run with torch's global generators, which dropout draws from, at `state`; keep in it where they end."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.set_rng_state(state[0])
-        for s in state[1:]:
-            torch.cuda.set_rng_state(s, device)
-        yield
-        state[:] = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
-
-
-@contextmanager
-def _precision(name: str, device: torch.device) -> Iterator[None]:
-    """Full float32 products, TF32 ones, or bfloat16 by autocast; torch's settings are put back afterwards."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if name == "tf32" else "ieee"
-        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
-            yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
 
 
 def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:

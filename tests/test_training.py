@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -208,11 +209,12 @@ def test_the_judged_loss_is_the_mean_over_the_epoch_of_the_first_minibatches_los
     assert training.curves[0][0]["loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_runs_end_as_out_of_epochs_finished_or_diverged():
+def test_runs_end_as_out_of_epochs_finished_or_diverged(capsys):
     assert train(replace(SMALL, stop_below=1e-9), progress=False).status == "out of epochs"
     assert train(SMALL, progress=False).status == "finished"
     diverged = train(replace(SMALL, optimizer="sgd", lr=1e9, epochs=50), progress=False)
     assert diverged.status == "diverged"
+    assert re.search(r"seed=0 diverged in epoch \d+: its loss is not finite", capsys.readouterr().out)
     assert diverged.epochs < 50
     assert "null" in diverged.to_json()  # NaN losses survive as JSON
 
