@@ -10,13 +10,13 @@ export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s %s\n", $$1, $$2}' Makefile
 
 book: $(VENV)/installed ## execute the notebooks and build the book into _build/html
 	$(PY) book/build.py
 
 test: book ## bring the book up to date, then test library, book and notebooks
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n 2 --dist loadfile tests
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 -n 2 --dist loadfile notebooks
 
 lab: $(VENV)/installed ## open the notebooks in JupyterLab
@@ -37,12 +37,13 @@ clean: ## remove what was built; .venv and downloaded data stay
 # One thread per process: notebooks and tests already run side by side.
 book test: export OMP_NUM_THREADS := 1
 
-# Written last, so that an installation that was cut short starts over.
+# The stamp is written last, so that an installation that was cut short starts over; a working .venv is kept.
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "This needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "$(PYTHON) cannot create virtual environments; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "This needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }; \
+	  echo "Creating $(VENV)" && $(PYTHON) -m venv --clear $(VENV); } >&2
 	$(PY) -m pip install --editable '.[book,test]'
 	@touch $@

@@ -1,5 +1,6 @@
-"""Torch's surroundings: which device, which precision, and global random numbers kept out of the way."""
+"""Surroundings of a training: device, precision, global random numbers kept out of the way, progress bars."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,3 +53,8 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.fp32_precision = value
+
+
+def hidden(progress: bool) -> bool:
+    """Whether bars stay away: not wanted, or TQDM_DISABLE is set (which tqdm itself does not heed in a notebook)."""
+    return not progress or os.environ.get("TQDM_DISABLE", "0") != "0"

@@ -18,7 +18,8 @@ MAX_BYTES = 400_000  # of one published figure, so that a page stays loadable ov
 # For a page of unknown color: no ground of its own, and gray ink that reads on white (4.5:1) as on black (4.6:1)
 # wherever the book's explore.js does not put the page's font and colors in its place.
 _INK, _FAINT, _CLEAR = "#767676", "rgba(118,118,118,0.3)", "rgba(0,0,0,0)"
-_AXIS = {"automargin": True, "zeroline": False, "gridcolor": _FAINT}
+# Small axis titles: plotly does not wrap them, and about 45 characters must fit on a phone.
+_AXIS = {"automargin": True, "zeroline": False, "gridcolor": _FAINT, "title": {"font": {"size": 14}}}
 plotly.io.templates["nb"] = go.layout.Template(
     layout={
         "font": {"size": 14, "color": _INK},

@@ -109,7 +109,7 @@ def bands(
         name = f"{symbol} = {value:g} ({rows['seed'].nunique()} seeds)"
         figure.add_scatter(x=table[x], y=table["mean"], name=name, mode="lines", line=look["line"])
     if log_y:
-        figure.update_yaxes(type="log", exponentformat="power")
+        figure.update_yaxes(type="log", dtick=1)  # whole decades
     return figure
 
 

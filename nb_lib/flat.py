@@ -2,7 +2,7 @@
 
 SmoothOut, sharpness and landscapes all ask the same three things of a network: put it at another point of
 weight space, come back bit for bit, and tell the filters apart.  Here a module's parameters become views of one
-contiguous vector `work`; beside it lies `theta`, a clean copy.  Moving the network anywhere and back is then two
+contiguous vector `work`; beside it lies a `clean` copy.  Moving the network anywhere and back is then two
 or three operations however many tensors it has, and ``work + noise - noise`` (which drifts, and drifts apart on
 the ranks of a parallel run) is never needed.
 """
@@ -58,8 +58,8 @@ class FlatParameters:
     ----------
     work : Tensor, shape [n]
         What the module reads; the parameters are views of it.
-    theta : Tensor, shape [n]
-        The clean copy, as of the last `save`.
+    clean : Tensor, shape [n]
+        The copy made by the last `save`.
     parameters : list of Parameter
     names : list of str
 
@@ -83,7 +83,7 @@ class FlatParameters:
         n = sum(p.numel() for p in parameters)
         self.work = torch.empty(0, dtype=first.dtype, device=first.device)
         self.work.set_(first.untyped_storage(), first.storage_offset(), (n,))  # type: ignore[call-overload]
-        self.theta = self.work.clone()
+        self.clean = self.work.clone()
         self._shapes = _merge_rows(chosen)
         self._homes = [(e.owner._parameters, e.name.rpartition(".")[2], e.parameter.data_ptr()) for e in chosen]
 
@@ -98,11 +98,11 @@ class FlatParameters:
     def save(self) -> None:
         """Take the module's present weights as the clean ones."""
         self.check()
-        self.theta.copy_(self.work)
+        self.clean.copy_(self.work)
 
     def restore(self) -> None:
         """Put the clean weights back, bit for bit."""
-        self.work.copy_(self.theta)
+        self.work.copy_(self.clean)
         self.written()
 
     def written(self) -> None:

@@ -47,7 +47,7 @@ def verdict(frame: pd.DataFrame, by: str, *, symbol: str, baseline: float) -> st
     lines = []
     for value, name, unit, scale in (("test_accuracy", "accuracy", "points", 100), ("test_loss", "loss", "nats", 1)):
         for row in paired(frame, by, value, baseline=baseline).to_dict("records"):
-            judged = "clear" if row["clear"] else "within the noise of the seeds"
+            judged = "clear" if row["clear"] else "within the noise"
             size = f"{scale * row['difference']:+.3f} ± {scale * row['half']:.3f} {unit}"
             lines.append(
                 f"test {name}, {symbol} = {row[by]:g} against {baseline:g}: {size} ({row['n']} seeds), {judged}"

@@ -51,6 +51,8 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         sizes = self._group_sizes(len(input))
+        if len(sizes) == 1:
+            return super().forward(input)
         if input.is_cuda and len(set(sizes)) == 1 and self._foldable():
             return self._folded(input, len(sizes))
         return torch.cat([super(GhostBatchNorm, self).forward(group) for group in input.split(sizes)])

@@ -55,7 +55,7 @@ class SmoothOut:
         Already on its device and in its precision.
     a : float
         Noise strength, at least 0: half-width of the uniform noise, standard deviation of the normal one, or, if
-        `adaptive`, the ratio |theta_f| / |w_f|.  May be changed between steps (``smooth.a = ...``); 0 is no noise.
+        `adaptive`, the ratio |theta_f| / |w_f|.  0 is no noise; ``smooth.a = ...`` changes it between steps.
     distribution : {"uniform", "normal"}
     adaptive : bool
         AdaSmoothOut, eq. 12.  A bias entry is a neuron of its own, so its noise is ±a|b|, as in the authors' code.
@@ -83,7 +83,7 @@ class SmoothOut:
         denoise: bool = True,
         seed: int = 0,
     ) -> None:
-        self.model, self.a, self.denoise = model, check_strength(a), denoise
+        self.model, self.a, self.denoise = model, a, denoise
         self.distribution, self.adaptive = known("distribution", distribution, DISTRIBUTIONS), adaptive
         self.flat = FlatParameters(model, include)
         device = self.flat.work.device
@@ -94,9 +94,18 @@ class SmoothOut:
             self._draws = list(self._words.view(torch.int16).view(_DRAWS, -1))
         if adaptive:
             self._noise = torch.empty_like(self.flat.work)
-            columns = (self._noise, self.flat.theta, self.flat.work)
+            columns = (self._noise, self.flat.clean, self.flat.work)
             self._rows = list(zip(*(self.flat.rows(vector) for vector in columns), strict=True))
         self._noisy = False
+
+    @property
+    def a(self) -> float:
+        """Noise strength, at least 0; may be changed between steps."""
+        return self._a
+
+    @a.setter
+    def a(self, strength: float) -> None:
+        self._a = check_strength(strength)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -180,21 +189,21 @@ class SmoothOut:
 
     @torch.no_grad()
     def _perturb(self) -> None:
-        """Work = theta + noise; theta is taken from work first, unless work is noisy and to be cleaned."""
+        """Set the weights to clean ones + noise; those there now are the clean ones, unless they are noisy already."""
         if not self.a:
             return self._return()
         if not (self._noisy and self.denoise):
             self.flat.save()
         self._noisy = True
-        theta, work = self.flat.theta, self.flat.work
+        clean, work = self.flat.clean, self.flat.work
         if self.adaptive:
             self._scale_to_rows()
         elif self.distribution == "normal":
-            torch.normal(theta, self.a, generator=self.generator, out=work)
+            torch.normal(clean, self.a, generator=self.generator, out=work)
         elif work.itemsize < 4:  # alpha would be rounded to half precision, where a/2¹⁵ may be no number at all
-            torch.add(theta, self._next_odd() * (self.a * _UNIT), out=work)
+            torch.add(clean, self._next_odd() * (self.a * _UNIT), out=work)
         else:
-            torch.add(theta, self._next_odd(), alpha=self.a * _UNIT, out=work)
+            torch.add(clean, self._next_odd(), alpha=self.a * _UNIT, out=work)
         self.flat.written()
         return None
 
@@ -210,9 +219,9 @@ class SmoothOut:
             self._noise.normal_(generator=self.generator)
         else:
             torch.mul(self._next_odd(), _UNIT, out=self._noise)
-        tiny = torch.finfo(self._noise.dtype).tiny
+        eps = torch.finfo(self._noise.dtype).eps  # a draw of exactly 0 gets no noise, not 0 · ∞
         for n, w, out in self._rows:  # a handful of matrices: the layout keeps rows of equal width together
-            n_norm = torch.linalg.vector_norm(n, dim=1, keepdim=True).clamp_min_(tiny)
+            n_norm = torch.linalg.vector_norm(n, dim=1, keepdim=True).clamp_min_(eps)
             w_norm = torch.linalg.vector_norm(w, dim=1, keepdim=True)
             torch.addcmul(w, n, w_norm.div_(n_norm), value=self.a, out=out)
 

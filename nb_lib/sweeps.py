@@ -9,8 +9,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from nb_lib.data import Data
+from nb_lib.device import hidden
 from nb_lib.runs import Record, Run, RunStore
-from nb_lib.training import Training, load_for, shown, side_by_side
+from nb_lib.training import Training, load_for, side_by_side
 
 
 def sweep(
@@ -50,7 +51,7 @@ def sweep(
     runs = list(dict.fromkeys(runs))
     missing = [run for run in runs if run not in store]
     data: dict[tuple[object, ...], Data] = {}
-    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", **shown(progress)) as bar:
+    with tqdm(total=len(runs), initial=len(runs) - len(missing), unit="run", disable=hidden(progress)) as bar:
         for group in side_by_side(missing):
             run = group[0]
             bar.set_description(run.label)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nb_lib.data import Data, Split, epoch_indices, load
-from nb_lib.device import pick_device, precision, random_state
+from nb_lib.device import hidden, pick_device, precision, random_state
 from nb_lib.errors import InputError
 from nb_lib.flat import FlatParameters
 from nb_lib.networks import build, stack, stackable
@@ -193,7 +193,7 @@ class Training:
         with torch.no_grad():
             self._weights.save()
             self.optimizer.step()
-            torch.lerp(self._weights.theta, self._weights.work, self._scale, out=self._weights.work)
+            torch.lerp(self._weights.clean, self._weights.work, self._scale, out=self._weights.work)
 
     def _set_factors(self) -> None:
         """Lay the runs' factors out along the weight vector (None while a single rate does)."""
@@ -259,7 +259,7 @@ class Training:
             self.load_state_dict(_read_checkpoint(path))
         saved = time.monotonic()
         with tqdm(
-            total=self.run.epochs, initial=self.epoch, desc=self.run.label, unit="epoch", **shown(progress)
+            total=self.run.epochs, initial=self.epoch, desc=self.run.label, unit="epoch", disable=hidden(progress)
         ) as bar:
             while not all(self.status):
                 self.train_epoch()
@@ -403,11 +403,6 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def shown(progress: bool) -> dict[str, bool]:
-    """Arguments of tqdm: the environment variable TQDM_DISABLE is heard only if `disable` is not given."""
-    return {} if progress else {"disable": True}
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def test_building_changes_neither_values_nor_outputs(dtype, include) -> None:
     flat = FlatParameters(model, include)
     assert same(values(model), before)
     assert torch.equal(model(images(dtype)), output)
-    assert torch.equal(flat.theta, torch.cat([before[name].flatten() for name in LAYOUT[include]]))
-    assert flat.theta.dtype == flat.work.dtype == dtype
+    assert torch.equal(flat.clean, torch.cat([before[name].flatten() for name in LAYOUT[include]]))
+    assert flat.clean.dtype == flat.work.dtype == dtype
 
 
 @pytest.mark.parametrize("include", SELECTIONS)
@@ -153,7 +153,7 @@ def test_a_vector_whose_memory_a_later_one_took_is_refused() -> None:
     stale = FlatParameters(model, lambda name, _: name.startswith("4."))
     fresh = FlatParameters(model, "all")
     fresh.check()
-    for use in (stale.check, stale.save, lambda: stale.at(stale.theta).__enter__()):
+    for use in (stale.check, stale.save, lambda: stale.at(stale.clean).__enter__()):
         with pytest.raises(InputError, match="moved after their vector was built"):
             use()
 
@@ -259,7 +259,7 @@ def test_rows_of_stacked_networks_are_the_rows_of_each(way) -> None:
 def test_at_evaluates_there_and_returns_to_the_bit(include, dtype) -> None:
     model, moved = network(dtype).eval(), network(dtype).eval()
     flat = FlatParameters(model, include)
-    before, clean, vector = values(model), flat.theta.clone(), random_like(flat.work)
+    before, clean, vector = values(model), flat.clean.clone(), random_like(flat.work)
     start = 0
     with torch.no_grad():
         for name in LAYOUT[include]:
@@ -269,7 +269,7 @@ def test_at_evaluates_there_and_returns_to_the_bit(include, dtype) -> None:
     with flat.at(vector):
         assert torch.equal(model(images(dtype)), moved(images(dtype)))
     assert same(values(model), before)
-    assert torch.equal(flat.theta, clean)
+    assert torch.equal(flat.clean, clean)
 
 
 def test_at_returns_after_an_exception_and_when_nested() -> None:
@@ -293,7 +293,7 @@ def test_at_returns_to_where_it_was_and_not_to_the_clean_copy() -> None:
     flat = FlatParameters(network())
     flat.work.mul_(1.5)
     here = flat.work.clone()
-    with flat.at(flat.theta):
+    with flat.at(flat.clean):
         pass
     assert torch.equal(flat.work, here)
 
@@ -343,7 +343,7 @@ def test_a_backward_pass_must_stay_on_its_side_of_at() -> None:
     model = network()
     flat = FlatParameters(model)
     outside = model(images()).sum()
-    with flat.at(flat.theta):
+    with flat.at(flat.clean):
         inside = model(images()).sum()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             outside.backward()
@@ -417,7 +417,7 @@ def test_a_deep_copy_is_independent_and_can_have_its_own_vector() -> None:
     output, of_twin = model(images()), FlatParameters(twin, "all")
     flat.work.zero_()
     assert torch.equal(twin(images()), output)
-    assert math.isclose(of_twin.work.norm(), flat.theta.norm(), rel_tol=1e-6)
+    assert math.isclose(of_twin.work.norm(), flat.clean.norm(), rel_tol=1e-6)
     assert_lives_in(of_twin, twin)
 
 
@@ -430,5 +430,5 @@ def test_a_state_dict_loads_into_the_vector() -> None:
     assert list(model.state_dict()) == list(network().state_dict())
     model.load_state_dict(torch.load(io.BytesIO(file.getvalue())))
     assert same(values(model), values(source))
-    assert torch.equal(flat.work, -0.5 * flat.theta)
+    assert torch.equal(flat.work, -0.5 * flat.clean)
     assert_lives_in(flat, model)

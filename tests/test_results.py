@@ -58,8 +58,8 @@ def test_seeds_missing_from_one_side_do_not_enter(table):
 def test_a_verdict_calls_a_difference_within_the_noise_that(table):
     lines = verdict(table, "alpha", symbol="α", baseline=1.0).splitlines()
     assert lines[0].startswith("test accuracy, α = 1.5 against 1: ")
-    assert lines[0].endswith("points (8 seeds), within the noise of the seeds")
-    assert lines[1].endswith("points (8 seeds), clear")
+    assert lines[0].endswith("points, within the noise (8 seeds)")
+    assert lines[1].endswith("points, clear (8 seeds)")
     assert "test loss, α = 2 against 1: -0.010 ± 0.000 nats" in lines[3]
 
 

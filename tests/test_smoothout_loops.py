@@ -369,6 +369,12 @@ def test_an_exception_in_an_attached_loop_comes_back_to_the_clean_weights(attach
     assert attached.is_clean()
 
 
+def test_a_strength_set_to_zero_between_forward_and_step_takes_the_noise_off_at_the_next_forward(halfway):
+    halfway.smooth.a = 0
+    halfway.model(halfway.x)
+    assert halfway.is_clean()
+
+
 def test_a_second_training_forward_before_backward_makes_backward_raise(attached):
     first = attached.model(attached.x).sum()
     second = attached.model(attached.x).sum()
@@ -410,6 +416,22 @@ def test_a_resumed_run_continues_bitwise(steps_before, kind):
     state, resumed_state = smooth.state_dict(), fresh[2].state_dict()
     assert torch.equal(state.pop("generator"), resumed_state.pop("generator"))
     assert state == resumed_state
+
+
+@pytest.mark.parametrize("further", [1, 2, 3, 4])
+def test_a_loaded_state_rewinds_the_noise_from_any_phase(further):
+    model = network()
+    smooth = SmoothOut(model, 0.05)
+
+    def noisy() -> dict[str, Tensor]:
+        with smooth.perturbed():
+            return weights(model)
+
+    noisy()
+    saved = smooth.state_dict()
+    expected = [noisy() for _ in range(further)]
+    smooth.load_state_dict(saved)
+    assert all(equal(noisy(), w) for w in expected)
 
 
 def test_saving_the_noise_does_not_disturb_it():
