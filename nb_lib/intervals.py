@@ -49,9 +49,8 @@ def verdict(frame: pd.DataFrame, by: str, *, symbol: str, baseline: float) -> st
         for row in paired(frame, by, value, baseline=baseline).to_dict("records"):
             judged = "clear" if row["clear"] else "within the noise"
             size = f"{scale * row['difference']:+.3f} ± {scale * row['half']:.3f} {unit}"
-            lines.append(
-                f"test {name}, {symbol} = {row[by]:g} against {baseline:g}: {size} ({row['n']} seeds), {judged}"
-            )
+            which = f"test {name}, {symbol} = {row[by]:g} against {baseline:g}"
+            lines.append(f"{which}: {size}, {judged} ({row['n']} seeds)")
     return "\n".join(lines)
 
 
