@@ -16,7 +16,7 @@ def test_every_step_runs_and_no_ratio_lacks_its_times():
 
 def test_ratios_are_medians_over_rounds_of_steps_timed_in_turn():
     names = list(bench._steps("ne-f1", 2, torch.device("cpu")))
-    times = pd.DataFrame(dict.fromkeys(names, [1.0, 10.0, 2.0]))  # the machine's speed drifts tenfold
+    times = pd.DataFrame({name: [1.0, 10.0, 2.0] for name in names})  # the machine drifts tenfold
     times["NE"] = 1.5 * times["plain 2B"]
     ratios = {row["what"]: row["ratio"] for row in bench._ratios(times)}
     assert ratios["NE ÷ plain step of 2B"] == pytest.approx(1.5)
