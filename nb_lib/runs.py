@@ -121,6 +121,10 @@ class Run:
         check_strength(self.a)
         for name in ("batch_size", "epochs", "lr_reference", "noise_batch", "train_size"):
             self._require(name, lambda v: v >= 1, "at least 1")
+        if self.train_size is not None and self.batch_size > self.train_size:
+            raise InputError(
+                f"batch_size {self.batch_size} is larger than the training set ({self.train_size} samples)."
+            )
         self._require("ghost_batch", lambda v: v >= 2, "at least 2")
         for name in ("lr", "clip", "halve_at", "stop_below"):
             self._require(name, lambda v: 0 < v < math.inf, "a positive finite number")

@@ -38,6 +38,7 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"lr_scaling": "squareroot"}, "unknown learning-rate scaling"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 251, "train_size": 250}, r"batch_size 251 is larger than the training set \(250 samples\)"),
         ({"batch_size": 10.5}, "batch_size must be of type int"),
         ({"batch_size": None}, "batch_size must be of type int"),
         ({"batch_size": True}, "batch_size must be of type int"),

@@ -234,8 +234,8 @@ def test_clipping_bounds_the_step():
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():
-    with pytest.raises(InputError, match=r"batch_size 251 is larger than the training set \(250"):
-        train(replace(SMALL, batch_size=251), progress=False)
+    with pytest.raises(InputError, match=r"batch_size 1201 is larger than the training set \(1200"):
+        train(Run(batch_size=1201), progress=False)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
