@@ -181,9 +181,8 @@ class Training:
         index = index.flatten(1)
         chosen = index if len(self.runs) > 1 else index[0]
         logits = self.model(self.data.train.x[chosen]).float()
-        return F.cross_entropy(logits.flatten(0, -2), self.data.train.y[index].flatten(), reduction="none").view_as(
-            index
-        )
+        target = self.data.train.y[index].flatten()
+        return F.cross_entropy(logits.flatten(0, -2), target, reduction="none").view_as(index)
 
     def _update(self) -> None:
         """Optimizer step; side by side, each run's change is scaled by its own factor of the learning rate."""
