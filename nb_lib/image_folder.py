@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
+from nb_lib.files import write_atomically
 
 
 def pixels(folder: Path, paths: Sequence[str], caches: Sequence[Path]) -> np.ndarray:
@@ -38,8 +38,8 @@ def pixels(folder: Path, paths: Sequence[str], caches: Sequence[Path]) -> np.nda
             return stored["nchw"]  # if it is not there, or damaged: decode again
     decoded = _decode([os.path.join(folder, path) for path in paths])
     for file in files:
-        with contextlib.suppress(OSError):  # not writable: the next place, or no cache
-            _save(file, decoded)
+        with contextlib.suppress(InputError):  # not writable: the next place, or no cache
+            write_atomically(file, lambda stream: np.savez(stream, nchw=decoded))
             break
     return decoded
 
@@ -53,17 +53,6 @@ def _fingerprint(folder: Path, paths: Sequence[str]) -> str:
             raise InputError(f"{folder / path} cannot be read: replace or delete it.") from error
         digest.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    """Write all or nothing: under a temporary name, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as fresh:
-        with open(os.path.join(fresh, path.name), "wb") as file:
-            np.savez(file, nchw=pixels)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
 
 
 def _decode(paths: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ that of Wen et al. (which is Keskar's F1, as are the bodies of C1 and C3 up to H
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -136,6 +137,7 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(self.bias.unsqueeze(1), input, self.weight.transpose(1, 2))
 
 
+@cache
 def stackable(name: str) -> bool:
     """Whether `stack` can hold copies of the network `name`: a plain chain of Flatten, Linear and ReLU."""
     return all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU) for m in _skeleton(name, (1, 64, 64), 2, None, 1))

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas as pd
 
 from nb_lib.data import DATASETS, NORMALIZATIONS
 from nb_lib.errors import InputError, known
+from nb_lib.files import write_atomically
 from nb_lib.flat import SELECTIONS
 from nb_lib.networks import NETWORKS
 from nb_lib.noise_enhancement import check_alpha
@@ -265,29 +265,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment it is either absent (or old) or whole, whatever kills the process.
-
-    Raises
-    ------
-    InputError
-        If it cannot be written (disk full, no permission); nothing is left behind.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}; free some space or choose another folder.") from error
-
-
 class RunStore:
     """A folder of records, one file ``<key>.json`` a run: present means done.
 
@@ -318,7 +295,7 @@ class RunStore:
 
     def save(self, record: Record) -> None:
         """Keep a record; it is on the disk, whole, when this returns."""
-        write_atomically(self.path(record.run), record.to_json().encode())
+        write_atomically(self.path(record.run), lambda file: file.write(record.to_json().encode()))
 
     def load(self, run: Run) -> Record:
         """Return the record of `run`.

@@ -6,7 +6,6 @@ losses) judged once an epoch, the learning rate halved once at L*, stop below L*
 epochs with learning rates by epoch.
 """
 
-import io
 import math
 import os
 import time
@@ -25,11 +24,12 @@ from tqdm.auto import tqdm
 from nb_lib.data import Data, Split, epoch_indices, load
 from nb_lib.device import hidden, pick_device, precision, random_state
 from nb_lib.errors import InputError
+from nb_lib.files import write_atomically
 from nb_lib.flat import FlatParameters
 from nb_lib.networks import build, stack, stackable
 from nb_lib.noise_enhancement import noise_enhanced_loss
 from nb_lib.provenance import provenance
-from nb_lib.runs import Record, Run, write_atomically
+from nb_lib.runs import Record, Run
 from nb_lib.smoothout import SmoothOut
 
 _PURPOSES = ("weights", "order", "noise", "dropout")
@@ -128,7 +128,8 @@ class Training:
         self._order = [torch.Generator(device).manual_seed(_seed(r, "order")) for r in runs]
         devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
         self._dropout_state = [torch.Generator(d).manual_seed(_seed(run, "dropout")).get_state() for d in devices]
-        self._weights = FlatParameters(self.model, "all")
+        if len(runs) > 1:  # a run alone has the optimizer's own learning rate
+            self._weights = FlatParameters(self.model, "all")
         self._factors = [1.0] * len(runs)  # of the learning rate: 1, 1/2 after L*, 0 when done
         self._set_factors()
         self.epoch, self.updates, self.wall_time = 0, 0, 0.0
@@ -157,7 +158,7 @@ class Training:
 
     def _batches(self) -> tuple[Tensor, ...]:
         """Indices [K, streams, b] of each update: every run its own shuffles, two independent ones for NE."""
-        shuffles = [next(iter(epoch_indices(self.n, self.n, streams=self.streams, generator=g))) for g in self._order]
+        shuffles = [epoch_indices(self.n, self.n, streams=self.streams, generator=g)[0] for g in self._order]
         return torch.stack(shuffles).split(self.run.batch_size, dim=-1)
 
     def _step(self, index: Tensor) -> Tensor:
@@ -265,7 +266,7 @@ class Training:
                 bar.update()
                 bar.set_postfix(loss=f"{max(c[-1]['loss'] for c in self.curves):.2g}", refresh=False)
                 if path and time.monotonic() - saved >= every:
-                    write_atomically(path, _to_bytes(self.state_dict()))
+                    write_atomically(path, lambda file: torch.save(self.state_dict(), file))
                     saved = time.monotonic()
         records = self._records()
         if path:
@@ -396,12 +397,6 @@ def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:
     if len(curve) <= _CURVE_POINTS:
         return curve
     return [curve[round(i)] for i in np.linspace(0, len(curve) - 1, _CURVE_POINTS)]
-
-
-def _to_bytes(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

@@ -56,6 +56,14 @@ def test_the_training_command_runs_with_the_options_named(tmp_path, capsys):
     assert "mean ± std of 2 seeds" in out
 
 
+def test_training_from_the_shell_needs_only_the_packages_named():
+    named = re.search(r"Jupyter, (.*?)are enough", README, flags=re.S)[1]
+    assert re.findall("`([a-z]+)`", named) == ["torch", "torchvision", "numpy", "scipy", "pandas", "tqdm"]
+    others = "sklearn", "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core"
+    code = f"import sys, nb_lib.__main__, nb_lib.bench; sys.exit(any(m in sys.modules for m in {others}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_mistake_on_the_command_line_is_one_sentence():
     command = [sys.executable, "-m", "nb_lib", "train", "--network", "ne-f2"]
     done = subprocess.run(command, capture_output=True, text=True)

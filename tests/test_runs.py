@@ -9,9 +9,10 @@ import os
 
 import pytest
 
-from nb_lib import runs
+from nb_lib import files
 from nb_lib.errors import InputError
-from nb_lib.runs import Record, Run, RunStore, frame, write_atomically
+from nb_lib.files import write_atomically
+from nb_lib.runs import Record, Run, RunStore, frame
 
 
 def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is frozen)
@@ -130,16 +131,33 @@ def test_a_damaged_record_is_named(tmp_path):
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_loses_nothing_and_leaves_nothing(step, tmp_path, monkeypatch):
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_atomically(path, lambda file: file.write(b"old"))
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(runs.os, step, full)
+    monkeypatch.setattr(files.os, step, full)
     with pytest.raises(InputError, match="No space left on device; free some space"):
-        write_atomically(path, b"new content")
+        write_atomically(path, lambda file: file.write(b"new content"))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_interrupted_write_leaves_nothing(step, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        RunStore(tmp_path).save(record())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_is_readable_by_whoever_may_read_the_folder(tmp_path):
+    (tmp_path / "ordinary").touch()
+    RunStore(tmp_path).save(record())
+    assert RunStore(tmp_path).path(Run()).stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def _write_many(folder, who):
