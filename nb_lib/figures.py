@@ -15,8 +15,8 @@ from nb_lib import explore  # noqa: F401 (registers the template "nb")
 from nb_lib.intervals import summarize
 
 COLORS = {"SGD": "#0072B2", "NE": "#D55E00", "SmoothOut": "#009E73", "AdaSmoothOut": "#CC79A7"}
-_DASHES = ("solid", "dash", "dot", "dashdot")
-_MARKERS = ("circle", "triangle-up", "square", "diamond")
+DASHES = ("solid", "dash", "dot", "dashdot")
+MARKERS = ("circle", "triangle-up", "square", "diamond")
 
 
 def method(row: "pd.Series[float]") -> str:
@@ -147,10 +147,10 @@ def _add_means(
 
 def _look(name: str, rank: int) -> dict[str, dict[str, object]]:
     """Line and marker of a method's line number `rank`."""
-    color, rank = COLORS[name], rank % len(_DASHES)
+    color, rank = COLORS[name], rank % len(DASHES)
     return {
-        "line": {"color": color, "dash": _DASHES[rank], "width": 2},
-        "marker": {"color": color, "symbol": _MARKERS[rank], "size": 8},
+        "line": {"color": color, "dash": DASHES[rank], "width": 2},
+        "marker": {"color": color, "symbol": MARKERS[rank], "size": 8},
     }
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from nb_lib import explore
 from nb_lib.errors import InputError
+from nb_lib.explore import Slider
 
-PLOTLY = "application/vnd.plotly.v1+json"
+PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture
@@ -86,6 +87,144 @@ def test_same_figure_same_bytes(shown):
 def test_size_limit(shown):
     with pytest.raises(InputError, match=r"400,000.*fewer points"):
         explore.show(go.Figure(go.Scatter(y=np.random.default_rng(0).random(60_000))), alt="Too much.")
+    assert not shown
+
+
+ALPHA, SIGN = Slider([1, 1.5, 3], "strength α", start=1.5), Slider(["up", "down <"], "sign")
+
+
+def parabola(alpha, sign):
+    """A figure one of whose arrays depends on no parameter, one on the first, one on both."""
+    x = np.linspace(-1, 1, 5)
+    figure = go.Figure(layout={"template": "nb", "xaxis": {"range": [0, alpha]}})
+    figure.add_scatter(x=x, y=alpha * x**2, name="loss")
+    figure.add_scatter(x=x, y=(alpha if sign == "up" else -alpha) * x, name=f"α = {alpha:g}")
+    figure.add_annotation(x=alpha, y=0, text=sign)
+    return figure, f"α is {alpha:g} and the line goes {sign}."
+
+
+@pytest.fixture
+def explored(shown, monkeypatch):
+    """A parabola with two controls: its page and its widget."""
+    live = []
+    make = explore._live
+    monkeypatch.setattr(explore, "_live", lambda *given: live.append(make(*given)) or live[-1])
+    explore.explore(parabola, name="parabola", alt="A parabola.", alpha=ALPHA, sign=SIGN)
+    return Page(shown[0]["text/html"]), live[0], shown[0]
+
+
+def replay(spec, indices):
+    """What explore.js draws at these positions of the controls."""
+    counts = [len(ALPHA.values), len(SIGN.values)]
+    for path, axes, values in spec.pop("vary"):
+        node = spec
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = values[int(np.ravel_multi_index([indices[k] for k in axes], [counts[k] for k in axes]))]
+    return spec
+
+
+@pytest.mark.parametrize("indices", list(np.ndindex(3, 2)))
+def test_every_frame_is_what_the_function_draws(explored, indices):
+    figure, sentence = parabola(ALPHA.values[indices[0]], SIGN.values[indices[1]])
+    spec = replay(json.loads(explored[0].scripts[0]), indices)
+    assert spec.pop("say") == sentence
+    assert spec == explore._content(figure, 420)
+
+
+def test_a_frame_holds_no_more_than_what_varies(explored):
+    vary = {tuple(path): axes for path, axes, _ in json.loads(explored[0].scripts[0])["vary"]}
+    assert vary == {
+        ("data", 0, "y"): [0],
+        ("data", 1, "y"): [0, 1],
+        ("data", 1, "name"): [0],
+        ("layout", "xaxis", "range"): [0],
+        ("layout", "annotations", 0, "x"): [0],
+        ("layout", "annotations", 0, "text"): [1],
+        ("say",): [0, 1],
+    }
+
+
+def test_page_starts_at_the_start(explored):
+    page, live, forms = explored
+    assert set(forms) == {"text/html", WIDGET, "text/plain"}
+    spec = json.loads(page.scripts[0])
+    figure, sentence = parabola(1.5, "up")
+    assert spec["data"] == explore._content(figure, 420)["data"]
+    assert spec["say"] == sentence
+    assert forms[WIDGET]["model_id"] == live.model_id
+
+
+def test_native_controls(explored):
+    page, *_ = explored
+    (slider,) = [a for tag, a in page.elements if tag == "input"]
+    assert (slider["type"], slider["name"], slider["min"], slider["max"], slider["value"]) == (
+        "range", "alpha", "0", "2", "1",
+    )  # fmt: skip
+    assert slider["aria-valuetext"] == "strength α = 1.5"
+    assert slider["data-texts"].split() == ["1", "1.5", "3"]
+    (select,) = [a for tag, a in page.elements if tag == "select"]
+    assert select["name"] == "sign"
+    assert "disabled" in dict(page.elements)["fieldset"]  # a control that does nothing yet cannot be moved
+    assert page.elements[0][1]["id"] == "parabola"
+
+
+def test_live_figure_follows_its_controls(explored):
+    _, live, _ = explored
+    figure, controls, say = live.children
+    alpha, sign, reset = controls.children
+    assert (alpha.value, alpha.min, alpha.max, sign.value) == (1.5, 1, 3, "up")
+
+    def drawn():
+        spec = explore._content(go.Figure(figure), 420)
+        for trace in spec["data"]:
+            trace.pop("uid")
+        return spec
+
+    alpha.value, sign.value = 2.125, "down <"  # between the book's values
+    expected, _ = parabola(2.125, "down <")
+    assert drawn() == explore._content(expected, 420)
+    assert "α is 2.125 and the line goes down &lt;." in say.value
+    reset.click()
+    assert (alpha.value, sign.value) == (1.5, "up")
+    assert drawn() == explore._content(parabola(1.5, "up")[0], 420)
+
+
+def test_whole_numbers_stay_whole():
+    control = Slider([1, 10, 100], "B").widget()
+    control.value = 37
+    assert control.value == 37
+    assert type(control.value) is int
+    assert Slider([0.0, 10.0], "a").widget().step == 2.5
+
+
+@pytest.mark.parametrize(
+    ("values", "start", "clue"),
+    [
+        ([1], None, "at least two"),
+        ([2, 1], None, "increasing"),
+        ([1, 1], None, "increasing"),
+        ([1, 2], 3, "starts at 3"),
+        (["one"], "one", "at least two"),
+    ],
+)
+def test_sliders_that_cannot_be(values, start, clue):
+    with pytest.raises(InputError, match=clue):
+        Slider(values, "strength", start)
+
+
+@pytest.mark.parametrize(
+    ("draw", "clue"),
+    [
+        (lambda alpha: (go.Figure([go.Scatter(y=[1])] * int(alpha)), "Traces."), "more traces"),
+        (lambda alpha: (go.Figure(layout={"shapes": [{"type": "line"}] * int(alpha)}), "Shapes."), "more traces"),
+        (lambda alpha: (go.Figure(), "" if alpha == 3 else "Nothing."), "no sentence"),
+        (lambda alpha: (go.Figure(go.Scatter(y=alpha * np.arange(30_001.5))), "Long."), "fewer points"),
+    ],
+)
+def test_figures_that_cannot_be_published(draw, clue, shown):
+    with pytest.raises(InputError, match=clue):
+        explore.explore(draw, name="none", alt="None.", alpha=ALPHA)
     assert not shown
 
 

@@ -44,8 +44,14 @@ class PlotlyForm(render.MimeRenderPlugin):
         return [nodes.comment()] if data.mime_type == "application/vnd.plotly.v1+json" else None
 
 
+def drop_widget_state(app: Sphinx, document: nodes.document) -> None:
+    """Leave the state of live widgets, which without a kernel are dead, off the page: it repeats every figure."""
+    document.get("nb_js_files", {}).pop("ipywidgets_state", None)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("build-finished", copy_libraries)
+    app.connect("doctree-read", drop_widget_state, priority=1)  # before myst-nb files it
     installed = render.load_mime_renders()
     render.load_mime_renders = lambda: [*installed, PlotlyForm]  # else it takes an installed entry point
     return {"parallel_read_safe": True, "parallel_write_safe": True}
