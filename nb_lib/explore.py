@@ -266,9 +266,10 @@ def _page(
 def _controls(sliders: dict[str, Slider], sentence: str) -> str:
     """Native controls, which a keyboard moves and a screen reader reads; explore.js enables them."""
     return (
-        '<fieldset class="nbx-controls" disabled>'
+        '<fieldset class="nbx-controls" aria-label="Settings of the figure above" disabled>'
         f"{''.join(_control(parameter, slider) for parameter, slider in sliders.items())}"
-        '<button type="button" class="nbx-play">Play</button><button type="button" class="nbx-reset">Reset</button>'
+        '<span><button type="button" class="nbx-play">Play</button>'
+        ' <button type="button" class="nbx-reset">Reset</button></span>'
         f'</fieldset><p class="nbx-say" aria-live="polite">{html.escape(sentence)}</p>'
     )
 

@@ -100,4 +100,4 @@ def ellipse(covariance: np.ndarray, center: tuple[float, float] = (0, 0), deviat
 
 def _color(name: str) -> str | None:
     """Of the method that a name begins with; None: the text's."""
-    return COLORS.get(name.replace(",", " ").split()[0])
+    return COLORS.get(name.partition(" ")[0].rstrip(","))

@@ -2,7 +2,7 @@
 (() => {
   'use strict';
   const library = new URL('plotly.min.js', document.currentScript.src);
-  const config = { responsive: true, displayModeBar: false };
+  const config = { displayModeBar: false };
 
   // plotly.js weighs 4.6 MB: loaded once, and only by a page whose reader comes near a figure.
   let loading;
@@ -91,6 +91,8 @@
     async function start() {
       try {
         await paint();
+        // plotly itself follows the window's width only, and the theme's sidebars change the column's.
+        new ResizeObserver(() => window.Plotly.Plots.resize(plot)).observe(plot);
         element.querySelector('.nbx-controls')?.removeAttribute('disabled');
       } catch (error) {
         console.error(error);

@@ -3,6 +3,7 @@
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from myst_nb.core import render
@@ -49,9 +50,18 @@ def drop_widget_state(app: Sphinx, document: nodes.document) -> None:
     document.get("nb_js_files", {}).pop("ipywidgets_state", None)
 
 
+def mend_bibliography(app: Sphinx, page: str, template: str, context: dict[str, Any], document: object) -> None:
+    """Take the role of a list from a bibliography, whose entries docutils does not make list items."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("build-finished", copy_libraries)
     app.connect("doctree-read", drop_widget_state, priority=1)  # before myst-nb files it
+    app.connect("html-page-context", mend_bibliography)
     installed = render.load_mime_renders()
     render.load_mime_renders = lambda: [*installed, PlotlyForm]  # else it takes an installed entry point
     return {"parallel_read_safe": True, "parallel_write_safe": True}
