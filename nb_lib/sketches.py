@@ -11,9 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from nb_lib.explore import FAINT
-from nb_lib.figures import COLORS, DASHES
+from nb_lib.figures import COLORS, DASHES, MARKERS
 
 Range = tuple[float, float]
+_SYMBOLS = dict(zip(COLORS, MARKERS, strict=True))  # of clouds: a second sign of the method, beside its color
 _GRAY = "rgba(118,118,118,{})"
 
 
@@ -54,7 +55,8 @@ def add_points(
 
 def add_cloud(figure: go.Figure, points: np.ndarray, name: str, *, opacity: float = 0.5) -> go.Figure:
     """Add a cloud of many small points [n, 2]."""
-    marker = {"color": _color(name), "size": 5, "opacity": opacity}
+    symbol = _SYMBOLS.get(_method(name), "circle")
+    marker = {"color": _color(name), "symbol": symbol, "size": 5, "opacity": opacity}
     return figure.add_scatter(x=points[:, 0], y=points[:, 1], name=name, mode="markers", marker=marker)
 
 
@@ -98,6 +100,11 @@ def ellipse(covariance: np.ndarray, center: tuple[float, float] = (0, 0), deviat
     return (np.asarray(center)[:, None] + deviations * vectors @ (np.sqrt(values.clip(0))[:, None] * circle)).T
 
 
+def _method(name: str) -> str:
+    """The first word of a name."""
+    return name.partition(" ")[0].rstrip(",")
+
+
 def _color(name: str) -> str | None:
     """Of the method that a name begins with; None: the text's."""
-    return COLORS.get(name.partition(" ")[0].rstrip(","))
+    return COLORS.get(_method(name))
