@@ -7,6 +7,7 @@ from typing import Any
 
 from docutils import nodes
 from myst_nb.core import render
+from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
 
 
@@ -47,7 +48,7 @@ class PlotlyForm(render.MimeRenderPlugin):
 
 def drop_widget_state(app: Sphinx, document: nodes.document) -> None:
     """Leave the state of live widgets, which without a kernel are dead, off the page: it repeats every figure."""
-    document.get("nb_js_files", {}).pop("ipywidgets_state", None)
+    NbMetadataCollector.get_js_files(app.env, app.env.docname).pop("ipywidgets_state", None)
 
 
 def mend_bibliography(app: Sphinx, page: str, template: str, context: dict[str, Any], document: object) -> None:
@@ -60,7 +61,7 @@ def mend_bibliography(app: Sphinx, page: str, template: str, context: dict[str, 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("build-finished", copy_libraries)
-    app.connect("doctree-read", drop_widget_state, priority=1)  # before myst-nb files it
+    app.connect("doctree-read", drop_widget_state)
     app.connect("html-page-context", mend_bibliography)
     installed = render.load_mime_renders()
     render.load_mime_renders = lambda: [*installed, PlotlyForm]  # else it takes an installed entry point
