@@ -4,14 +4,16 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from nb_lib.device import pick_device
 from nb_lib.errors import InputError
+from nb_lib.measures import measures
 from nb_lib.networks import NETWORKS
 from nb_lib.provenance import provenance
 from nb_lib.runs import Run, frame
-from nb_lib.sweeps import sweep
+from nb_lib.sweeps import Measure, sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,24 +32,33 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train", help="train one configuration with one or more seeds")
-    known_networks = "; ".join(f"{name}: {network.doc}" for name, network in NETWORKS.items())
-    for f in dataclasses.fields(Run):
-        shown = f"{known_networks} " if f.name == "network" else ""
-        train.add_argument(
-            f"--{f.name.replace('_', '-')}", type=_value, metavar="V", help=f"{shown}[{json.dumps(f.default)}]"
-        )
-    train.add_argument("--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]")
-    train.add_argument("--store", help="folder of records: stored runs are skipped, killed ones resumed")
-    train.add_argument("--root", help="folder of the data sets [$NB_LIB_DATA, else a per-user cache]")
-    train.add_argument("--download", action="store_true", help="fetch a missing data set")
-    train.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
-    train.set_defaults(command=_train)
+    measure = commands.add_parser("measure", help="the same, and measure sharpness, curvature and gradient noise")
+    for command in (train, measure):
+        _add_run(command)
+        command.set_defaults(command=_train)
+    measure.add_argument("--samples", type=int, default=10_000, help="most samples for box and noise [10000]")
+    measure.add_argument("--hessian-samples", type=int, default=2_000, help="and for what costs more [2000]")
 
     bench = commands.add_parser("bench", help="what NE and SmoothOut cost a step, as ratios")
     bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
     bench.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of a run, and where to find and keep things."""
+    known_networks = "; ".join(f"{name}: {network.doc}" for name, network in NETWORKS.items())
+    for f in dataclasses.fields(Run):
+        shown = f"{known_networks} " if f.name == "network" else ""
+        parser.add_argument(
+            f"--{f.name.replace('_', '-')}", type=_value, metavar="V", help=f"{shown}[{json.dumps(f.default)}]"
+        )
+    parser.add_argument("--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]")
+    parser.add_argument("--store", help="folder of records: stored runs are skipped, killed ones resumed")
+    parser.add_argument("--root", help="folder of the data sets [$NB_LIB_DATA, else a per-user cache]")
+    parser.add_argument("--download", action="store_true", help="fetch a missing data set")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
 
 
 def _value(text: str) -> Any:
@@ -62,16 +73,27 @@ def _train(options: argparse.Namespace) -> None:
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Run)}
     run = Run.from_dict({name: value for name, value in given.items() if value is not None})
     runs = [dataclasses.replace(run, seed=run.seed + k) for k in range(options.seeds)]
-    records = sweep(runs, options.store, device=options.device, root=options.root, download=options.download)
+    where = {"device": options.device, "root": options.root, "download": options.download}
+    records = sweep(runs, options.store, **where, measure=_measure(options))
     shown = ["seed", "status", "test_accuracy", "best_test_accuracy", "train_loss", "test_loss", "updates", "wall_time"]
     table = frame(records)[shown]
     print(table.to_string(index=False, float_format="{:.4f}".format))
+    for record in records:
+        for name, value in (record.measures or {}).items():
+            print(f"seed {record.run.seed}: {name} {value:.5g}")
     if len(table) > 1:
         accuracy = 100 * table.test_accuracy
         print(
             f"test accuracy {accuracy.mean():.2f} ± {accuracy.std():.2f} %, "
             f"updates {table.updates.mean():.0f} ± {table.updates.std():.0f} (mean ± std of {len(table)} seeds)"
         )
+
+
+def _measure(options: argparse.Namespace) -> Measure | None:
+    """What `measure` adds to `train`."""
+    if "samples" not in options:
+        return None
+    return partial(measures, samples=options.samples, hessian_samples=options.hessian_samples)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -202,7 +202,7 @@ class Record:
     Accuracies are fractions in [0, 1] and losses means over whole sets at the clean weights in evaluation mode;
     `curve` has one entry an epoch, thinned to at most 200: epoch, updates, lr, the epoch's mean minibatch loss (NE's
     convergence criterion, of B_t only) and the test accuracy.  `updates` is NE's convergence time; `samples` counts
-    both minibatches.
+    both minibatches.  `measures` are those of `nb_lib.measures`, if they were asked for.
     """
 
     run: Run
@@ -219,6 +219,7 @@ class Record:
     wall_time: float
     curve: list[dict[str, float]] = field(repr=False)
     provenance: dict[str, Any] = field(repr=False)
+    measures: dict[str, float] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> str:
@@ -243,18 +244,20 @@ class Record:
             fields["run"] = Run.from_dict(fields["run"])
             for metric in (f.name for f in dataclasses.fields(cls) if f.type is float):
                 fields[metric] = math.nan if fields[metric] is None else fields[metric]
+            if found := fields.get("measures"):
+                fields["measures"] = {name: math.nan if v is None else v for name, v in found.items()}
             return cls(**fields)
         except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"not a record of a run ({type(error).__name__}).") from error
 
     def row(self) -> dict[str, Any]:
-        """Run, outcome and provenance as one flat row, without the curve."""
+        """Run, outcome, measures and provenance as one flat row, without the curve."""
         outcome = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for nested in ("run", "curve", "provenance"):
+        for nested in ("run", "curve", "provenance", "measures"):
             del outcome[nested]
         # a name both have, `epochs`, is the limit in the run and the number trained in the outcome
         limit = {"epochs_limit": self.run.epochs}
-        return {"key": self.key, **self.run.to_dict(), **limit, **outcome, **self.provenance}
+        return {"key": self.key, **self.run.to_dict(), **limit, **outcome, **(self.measures or {}), **self.provenance}
 
 
 def _finite(value: Any) -> Any:
@@ -323,6 +326,26 @@ class RunStore:
 def frame(records: Iterable[Record]) -> pd.DataFrame:
     """Records as a table, one row a run (see `Record.row`)."""
     return pd.DataFrame([record.row() for record in records])
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[Record]:
+    """Read records from a file of JSON lines, as `write_lines` makes them and the book publishes them.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or a line is not a record.
+    """
+    try:
+        return [Record.from_json(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"cannot read the records in {path}: {error.strerror}.") from error
+
+
+def write_lines(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
+    """Write records as JSON lines, sorted by their runs, so that changed results are a readable difference."""
+    lines = [record.to_json() for record in sorted(records, key=lambda record: json.dumps(record.run.to_dict()))]
+    write_atomically(Path(path), lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
 
 
 def curves(records: Iterable[Record]) -> pd.DataFrame:
