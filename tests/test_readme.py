@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nb_lib.__main__ import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+MEASURE, *SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def names():
@@ -44,6 +44,16 @@ def test_code_runs_and_trains(code):
     after = list(scope["model"].parameters())
     assert all(torch.isfinite(p).all() for p in after)
     assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+
+
+def test_code_measures_and_changes_nothing(capsys):
+    scope = names()
+    scope["x"], scope["y"] = scope["loader"][0]
+    before = {name: t.clone() for name, t in scope["model"].state_dict().items()}
+    exec(MEASURE, scope)
+    assert all(torch.equal(t, scope["model"].state_dict()[name]) for name, t in before.items())
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("sharpness", "a = 0.0375", "tr H", "tr S"))
 
 
 def test_the_training_command_runs_with_the_options_named(tmp_path, capsys):
