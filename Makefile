@@ -22,7 +22,7 @@ test: book ## bring the book up to date, then test library, book and notebooks
 lab: $(VENV)/installed ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ContentsManager.preferred_dir=notebooks
 
-bench: $(VENV)/installed ## measure the cost of a training step on this machine
+bench: $(VENV)/installed ## measure on this machine what training steps and measures cost, as ratios
 	$(PY) -m nb_lib bench
 
 lint: $(VENV)/installed ## check style and types

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from nb_lib.device import pick_device
 from nb_lib.errors import InputError
 from nb_lib.measures import measures
@@ -39,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--samples", type=int, default=10_000, help="most samples for box and noise [10000]")
     measure.add_argument("--hessian-samples", type=int, default=2_000, help="and for what costs more [2000]")
 
-    bench = commands.add_parser("bench", help="what NE and SmoothOut cost a step, as ratios")
+    bench = commands.add_parser("bench", help="what the methods and the measures cost, as ratios")
     bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
     bench.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
     bench.set_defaults(command=_bench)
@@ -98,11 +100,18 @@ def _measure(options: argparse.Namespace) -> Measure | None:
 
 def _bench(options: argparse.Namespace) -> None:
     from nb_lib.bench import bench
+    from nb_lib.bench_measures import bench_measures
 
     device = pick_device(options.device)
     origin = provenance(device)
     print(f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}; ratios of steps timed in turn")
-    print(bench(device, rounds=options.rounds).to_string(index=False, na_rep="", float_format="{:.3f}".format))
+    _print(bench(device, rounds=options.rounds))
+    print("\nmeasuring a network: ratios of times, and the values reached")
+    _print(bench_measures(device))
+
+
+def _print(ratios: pd.DataFrame) -> None:
+    print(ratios.to_string(index=False, na_rep="", float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

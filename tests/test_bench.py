@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nb_lib import bench
+from nb_lib import bench, bench_measures
 
 
 def test_every_step_runs_and_no_ratio_lacks_its_times():
@@ -29,3 +29,15 @@ def test_the_naive_loop_puts_its_noise_on_and_off():
     bench._naive(net, lambda: seen.append((net.weight.detach() - before).abs().max().item()))
     assert 0.9 * bench._A < seen[0] <= 1.01 * bench._A
     torch.testing.assert_close(net.weight.detach(), before)
+
+
+def test_measures_are_compared_at_the_same_points(monkeypatch):
+    monkeypatch.setattr(bench_measures, "POINTS", 2)
+    table = bench_measures.bench_measures(torch.device("cpu"), images=40, rounds=1)
+    naive = table[table["what"].str.contains("naive")].iloc[0]
+    assert naive["ours"] == pytest.approx(naive["theirs"], rel=1e-5)
+    box = table[table["what"].str.contains("box")].iloc[0]
+    assert box["ours"] >= 0.99 * box["theirs"] > 0
+    assert (table["ratio"] > 0).all()
+    assert any(table["what"].str.contains("PyPI"))
+    assert table["data"].iloc[0].startswith("40 images")
