@@ -322,6 +322,3 @@ def _scale(loss: Landscape) -> float:
 def _strengths(loss: Landscape, low: float, high: float) -> Array:
     """Noise strengths from well below the shortest scale of L up to the whole interval."""
     return np.geomspace(_scale(loss) / 20, high - low, 120)
-
-
-from nb_lib.walkers import *  # noqa

@@ -169,8 +169,10 @@ window.probe = (() => {
     const plot = plotOf(figure);
     const { shapes, annotations, title } = plot.layout ?? {};
     const marks = [...plot.querySelectorAll('.main-svg path, .main-svg image, .main-svg text, .main-svg rect')];
-    const look = ['d', 'href', 'transform', 'x', 'y', 'width', 'height', 'style'];
-    const picture = marks.map(mark => look.map(name => mark.getAttribute(name)) + mark.textContent);
+    const look = ['d', 'href', 'transform', 'x', 'y', 'width', 'height'];
+    // plotly may leave the color of an edge behind that it no longer draws
+    const paint = ({ fill, opacity, stroke, strokeWidth }) => [fill, opacity, strokeWidth === '0px' ? '' : stroke];
+    const picture = marks.map(mark => [look.map(name => mark.getAttribute(name)), paint(mark.style), mark.textContent]);
     return { numbers: hash(JSON.stringify([plot.data, shapes, annotations, title])), picture: hash(picture.join()) };
   }
 

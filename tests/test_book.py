@@ -157,6 +157,13 @@ def test_figures_say_what_they_show_and_are_small(pages):
             assert len(text.encode()) <= MAX_BYTES
 
 
+def test_a_figure_shares_its_name_with_nothing_on_its_page(pages):
+    for name, page in pages.items():
+        ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+        for attributes, _ in page.of_class("nbx"):
+            assert ids.count(attributes.get("id")) <= 1, f"{attributes['id']} on {name}"
+
+
 def test_pages_are_small(pages):
     sizes = {name: (HTML / f"{name}.html").stat().st_size for name in pages}
     assert {name: size for name, size in sizes.items() if size > MAX_PAGE_BYTES} == {}

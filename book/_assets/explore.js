@@ -158,8 +158,8 @@
   // #name?alpha=2&noise=normal
   const address = (name, controls) => `#${name}?${new URLSearchParams(controls.map((one) => [one.name, one.text]))}`;
 
-  function follow(figures) {
-    const [name, query] = location.hash.slice(1).split('?');
+  function follow(figures, hash) {
+    const [name, query] = hash.slice(1).split('?');
     const target = query && figures.find(({ element }) => element.id === name);
     if (!target) return;
     target.set(new URLSearchParams(query));
@@ -175,8 +175,12 @@
     }
   }, { rootMargin: '600px' });
   figures.forEach(({ element }) => near.observe(element));
-  follow(figures);
-  addEventListener('hashchange', () => follow(figures));
+  follow(figures, location.hash);
+  addEventListener('hashchange', () => follow(figures, location.hash));
+  document.addEventListener('click', ({ target }) => { // a link to the present address changes nothing in it
+    const { hash } = target.closest('a[href^="#"]') ?? {};
+    if (hash && hash === location.hash) follow(figures, hash);
+  });
 
   // The theme switch, and a system that turns dark at night, both end up in this attribute.
   new MutationObserver(() => figures.forEach(({ repaint }) => repaint()))
