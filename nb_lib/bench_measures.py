@@ -6,6 +6,7 @@ points are timed.
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from importlib.util import find_spec
 
 import numpy as np
@@ -119,7 +120,7 @@ def _their_surface(model: nn.Module, objective: Objective) -> float:
     import loss_landscapes
     from loss_landscapes.metrics import Loss
 
-    metric = Loss(nn.CrossEntropyLoss(), objective.x, objective.y)
+    metric, model = Loss(nn.CrossEntropyLoss(), objective.x, objective.y), deepcopy(model)  # it moves the weights
     with torch.no_grad():
         for p in model.parameters():  # it divides by the norm of each filter, biases too
             p.add_(1e-12 * (p == 0))
