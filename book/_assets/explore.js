@@ -18,14 +18,16 @@
   function themed(template, element) {
     const { color: ink, borderTopColor: faint, backgroundColor: ground, fontFamily: family } = getComputedStyle(element);
     const base = template?.layout ?? {};
+    const finger = matchMedia('(pointer: coarse)').matches;
     const axis = { gridcolor: faint, linecolor: faint, tickcolor: faint, zerolinecolor: faint };
     const layout = {
       ...base,
       annotationdefaults: { ...base.annotationdefaults, arrowcolor: ink },
       colorway: [ink],
-      dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom', // a finger on a figure scrolls the page
+      dragmode: finger ? false : 'zoom', // a finger on a figure scrolls the page
       font: { ...base.font, color: ink, family },
       hoverlabel: { ...base.hoverlabel, bgcolor: ground, bordercolor: faint, font: { color: ink, family } },
+      scene: { ...base.scene, dragmode: finger ? false : 'turntable' },
       xaxis: { ...base.xaxis, ...axis },
       yaxis: { ...base.yaxis, ...axis },
     };
