@@ -29,6 +29,7 @@ _REPEATED = ("annotations", "shapes")  # of a layout: their number is the same i
 INK, FAINT, _CLEAR = "#767676", "rgba(118,118,118,0.3)", "rgba(0,0,0,0)"
 # Small axis titles: plotly does not wrap them, and about 45 characters must fit on a phone.
 _AXIS = {"automargin": True, "zeroline": False, "gridcolor": FAINT, "title": {"font": {"size": 14}}}
+_AXIS_3D = {"color": INK, "gridcolor": FAINT, "backgroundcolor": _CLEAR}
 plotly.io.templates["nb"] = go.layout.Template(
     layout={
         "font": {"size": 14, "color": INK},
@@ -40,6 +41,7 @@ plotly.io.templates["nb"] = go.layout.Template(
         "margin": {"l": 8, "r": 8, "t": 32, "b": 8},  # axes, title and legend make their own room; subplot titles not
         "title": {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "automargin": True},
         "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        "scene": {"xaxis": _AXIS_3D, "yaxis": _AXIS_3D, "zaxis": _AXIS_3D},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
     }

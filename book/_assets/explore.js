@@ -27,7 +27,13 @@
       dragmode: finger ? false : 'zoom', // a finger on a figure scrolls the page
       font: { ...base.font, color: ink, family },
       hoverlabel: { ...base.hoverlabel, bgcolor: ground, bordercolor: faint, font: { color: ink, family } },
-      scene: { ...base.scene, dragmode: finger ? false : 'turntable' },
+      scene: {
+        ...base.scene,
+        dragmode: finger ? false : 'turntable',
+        ...Object.fromEntries(['xaxis', 'yaxis', 'zaxis'].map((name) => [
+          name, { ...base.scene?.[name], color: ink, gridcolor: faint },
+        ])),
+      },
       xaxis: { ...base.xaxis, ...axis },
       yaxis: { ...base.yaxis, ...axis },
     };
@@ -179,10 +185,9 @@
   figures.forEach(({ element }) => near.observe(element));
   follow(figures, location.hash);
   addEventListener('hashchange', () => follow(figures, location.hash));
-  document.addEventListener('click', ({ target }) => { // a link to the present address changes nothing in it
-    const { hash } = target.closest('a[href^="#"]') ?? {};
-    if (hash && hash === location.hash) follow(figures, hash);
-  });
+  // At once, not with the change of the address: there is none if a link leads to the present one, and before it
+  // arrives the address may already be that of a slider moved a moment ago.
+  document.addEventListener('click', ({ target }) => follow(figures, target.closest('a[href^="#"]')?.hash ?? ''));
 
   // The theme switch, and a system that turns dark at night, both end up in this attribute.
   new MutationObserver(() => figures.forEach(({ repaint }) => repaint()))
