@@ -215,10 +215,14 @@ class Network:
 
 
 _NE_STACKS = ((3, 64), (3, 128), (3, 256))
+_QUARTER_STACKS = tuple((convolutions, width // 4) for convolutions, width in _NE_STACKS)
 NETWORKS = {
     "digits-mlp": Network(lambda s, c, _: _dense(s, c, 2 * [64]), "glorot", None, "2 x 64 ReLU, for the digits"),
     "ne-f1": Network(lambda s, c, _: _dense(s, c, 7 * [500]), "glorot", None, "NE's F1: 7 x 500 ReLU"),
     "ne-c1": Network(lambda s, c, n: _vgg(s, c, n, _NE_STACKS, ()), "glorot", 100, "NE's C1: 9 convolutions"),
+    "ne-c1-quarter": Network(
+        lambda s, c, n: _vgg(s, c, n, _QUARTER_STACKS, ()), "glorot", 100, "C1 with a quarter of its filters, for CPUs"
+    ),
     "ne-c2": Network(
         lambda s, c, n: _vgg(s, c, n, (*_NE_STACKS, (2, 512)), (1024,)),
         "glorot",

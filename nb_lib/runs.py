@@ -200,9 +200,11 @@ class Record:
     """The outcome of one `Run`, with its provenance.
 
     Accuracies are fractions in [0, 1] and losses means over whole sets at the clean weights in evaluation mode;
-    `curve` has one entry an epoch, thinned to at most 200: epoch, updates, lr, the epoch's mean minibatch loss (NE's
-    convergence criterion, of B_t only) and the test accuracy.  `updates` is NE's convergence time; `samples` counts
-    both minibatches.  `measures` are those of `nb_lib.measures`, if they were asked for.
+    `curve` has at most 200 entries: epoch, updates, lr, the epoch's mean minibatch loss (NE's convergence criterion,
+    of B_t only) and the test accuracy. They are of every epoch, or, where the test set is larger than the training
+    set, of as many as keep testing cheaper than training, and of the last; `best_test_accuracy` is the best of them.
+    `updates` is NE's convergence time; `samples` counts both minibatches.  `measures` are those of `nb_lib.measures`,
+    if they were asked for.
     """
 
     run: Run

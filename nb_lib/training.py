@@ -4,12 +4,16 @@ One loop serves every experiment of both papers.  NE's protocol, as its printed 
 ceil(N/B) updates over a fresh shuffle, last partial batch kept, the training loss (mean of the epoch's minibatch
 losses) judged once an epoch, the learning rate halved once at L*, stop below L**.  SmoothOut's: a fixed number of
 epochs with learning rates by epoch.
+
+On a GPU most steps of the papers are too short to be launched operation by operation, so forward and backward pass
+are recorded as one CUDA graph and the update as another (`device.Replayed`).  What draws random numbers of its own,
+order and weight noise, stays outside: runs are the same with and without graphs.
 """
 
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nb_lib.data import Data, Split, epoch_indices, load
-from nb_lib.device import hidden, pick_device, precision, random_state
+from nb_lib.device import Replayed, hidden, own_stream, pick_device, precision, random_state
 from nb_lib.errors import InputError
 from nb_lib.files import write_atomically
 from nb_lib.flat import FlatParameters
@@ -34,7 +38,7 @@ from nb_lib.smoothout import SmoothOut
 
 _PURPOSES = ("weights", "order", "noise", "dropout")
 _CURVE_POINTS = 200
-_EVALUATION_CHUNK = 10_000
+_EVALUATION_CHUNK = {"cpu": 500, "cuda": 10_000}  # images at once: what is fast there, and fits
 
 
 def load_for(run: Run, *, device: str = "auto", root: str | None = None, download: bool = False) -> Data:
@@ -83,20 +87,29 @@ def train(
     return Training([run], data).finish(checkpoint=checkpoint, progress=progress)[0]
 
 
-def side_by_side(runs: Iterable[Run], *, most: int = 32) -> list[list[Run]]:
-    """Group runs that one batched model can hold: alike but for the seed, plain dense networks, no clipping.
+def side_by_side(runs: Iterable[Run], *, most: int = 32, differing: Sequence[str] = ("seed",)) -> list[list[Run]]:
+    """Group runs that one batched model can hold: plain dense networks without clipping, alike but for some fields.
 
-    At most `most` runs a group; beyond about ten, a larger group is hardly faster.
+    Parameters
+    ----------
+    runs : iterable of Run
+    most : int
+        Runs a group, at most.
+    differing : sequence of str
+        What may differ within a group: "seed", also "alpha" (above 1) and "a" (above 0), whose runs may end at very
+        different times: a group takes as long as its longest run.
     """
     groups: dict[Run, list[Run]] = {}
     for run in runs:
+        neutral: dict[str, Any] = {"seed": 0, "alpha": 2.0 if run.alpha > 1 else 1.0, "a": float(run.a > 0)}
         together = run.clip is None and stackable(run.network)
-        groups.setdefault(replace(run, seed=0) if together else run, []).append(run)
+        like = replace(run, **{name: neutral[name] for name in differing}) if together else run
+        groups.setdefault(like, []).append(run)
     return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
 
 
 class Training:
-    """State of one training, or of several side by side that differ only in the seed.
+    """State of one training, or of several side by side that differ in seed, α or a.
 
     Parameters
     ----------
@@ -122,14 +135,18 @@ class Training:
         if run.batch_size > self.n:
             raise InputError(f"batch_size {run.batch_size} is larger than the training set ({self.n} samples).")
         device = data.train.x.device
+        self.data = _channels_last(data)
         self.model = _build(self.runs, data, self.streams)
         self.optimizer = _optimizer(run, self.model)
-        self.smooth = _smoothout(run, self.model)
+        self.smooth = _smoothout(self.runs, self.model)
+        self._alpha = _one_or_each([r.alpha for r in runs], device)
+        self._lr = torch.tensor(run.lr, device=device)
         self._order = [torch.Generator(device).manual_seed(_seed(r, "order")) for r in runs]
         devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
         self._dropout_state = [torch.Generator(d).manual_seed(_seed(run, "dropout")).get_state() for d in devices]
         if len(runs) > 1:  # a run alone has the optimizer's own learning rate
             self._weights = FlatParameters(self.model, "all")
+        self._between_tests = max(1, round(len(data.test) / self.n))  # epochs: testing shall not outweigh training
         self._factors = [1.0] * len(runs)  # of the learning rate: 1, 1/2 after L*, 0 when done
         self._set_factors()
         self.epoch, self.updates, self.wall_time = 0, 0, 0.0
@@ -138,23 +155,38 @@ class Training:
 
     # -------------------------------------------------------------------------------------------------- one epoch
 
-    def train_epoch(self) -> None:
-        """One pass over the data; the only wait for the device is the reading of the epoch's losses at its end."""
+    def train_epoch(self) -> float:
+        """One pass over the data; the only wait for the device is the reading of the epoch's losses at its end.
+
+        Returns
+        -------
+        float
+            The epoch's mean minibatch loss, the largest of the runs side by side that still train.
+        """
         started = time.perf_counter()
         self.model.train()
         lr = [rate for start, rate in self.run.scaled_lr_steps if start <= self.epoch][-1]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr if self._scale is not None else lr * self._factors[0]
-        loss = torch.zeros(len(self.runs), device=self.data.train.x.device)
-        with random_state(loss.device, self._dropout_state), precision(self.run.precision, loss.device):
+        self._set_lr(lr if self._scale is not None else lr * self._factors[0])
+        loss = torch.zeros(len(self.runs), device=self.data.device)
+        with (
+            own_stream(self.data.device),
+            random_state(loss.device, self._dropout_state),
+            precision(self.run.precision, loss.device),
+        ):
             for index in self._batches():
                 loss += self._step(index)
                 self.updates += 1
         self.epoch += 1
-        _, accuracy = self.evaluate(self.data.test)
-        losses, accuracies = torch.stack([loss / self.n, accuracy]).tolist()
-        self._judge(losses, accuracies, lr)
+        losses = (loss / self.n).tolist()
+        worst = max((x for x, ended in zip(losses, self.status, strict=True) if not ended), default=math.nan)
+        self._judge(losses, lr)
         self.wall_time += time.perf_counter() - started
+        return worst
+
+    def _set_lr(self, lr: float) -> None:
+        """On a GPU the rate is a tensor of fixed address, which the recorded update reads."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr.fill_(lr) if self._lr.is_cuda else lr
 
     def _batches(self) -> tuple[Tensor, ...]:
         """Indices [K, streams, b] of each update: every run its own shuffles, two independent ones for NE."""
@@ -167,15 +199,16 @@ class Training:
         total: Tensor | float = 0.0
         for part in index.split((self.smooth and self.run.noise_batch) or size, dim=-1):
             with self.smooth.perturbed() if self.smooth else nullcontext():
-                losses = self._losses(part)
-                mean = losses.mean(-1) if self.streams == 1 else noise_enhanced_loss(losses, self.run.alpha)
-                (mean.sum() * (part.shape[-1] / size)).backward()
-            total = total + losses.detach()[:, : part.shape[-1]].sum(-1)
-        if self.run.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.run.clip)
+                total = total + self._backward(part, part.shape[-1] / size)
         self._update()
-        self.optimizer.zero_grad()
         return total  # type: ignore[return-value]
+
+    def _gradients(self, index: Tensor, share: float) -> Tensor:
+        """Add `share` of the gradients on the samples `index` [K, streams, b]; returns summed losses of B_t, [K]."""
+        losses = self._losses(index)
+        mean = losses.mean(-1) if self.streams == 1 else noise_enhanced_loss(losses, self._alpha)
+        (mean.sum() * share).backward()
+        return losses.detach()[:, : index.shape[-1]].sum(-1)
 
     def _losses(self, index: Tensor) -> Tensor:
         """Per-sample losses [K, streams * b] on the samples `index` [K, streams, b]."""
@@ -185,42 +218,50 @@ class Training:
         target = self.data.train.y[index].flatten()
         return F.cross_entropy(logits.flatten(0, -2), target, reduction="none").view_as(index)
 
-    def _update(self) -> None:
+    def _move(self) -> None:
         """Optimizer step; side by side, each run's change is scaled by its own factor of the learning rate."""
+        if self.run.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.run.clip)
         if self._scale is None:
             self.optimizer.step()
-            return
-        with torch.no_grad():
-            self._weights.save()
-            self.optimizer.step()
-            torch.lerp(self._weights.clean, self._weights.work, self._scale, out=self._weights.work)
+        else:
+            with torch.no_grad():
+                self._weights.save()
+                self.optimizer.step()
+                torch.lerp(self._weights.clean, self._weights.work, self._scale, out=self._weights.work)
+        self.optimizer.zero_grad(set_to_none=not self._lr.is_cuda)  # a recorded step needs gradients that stay put
+
+    def _record_anew(self) -> None:
+        """Forget recorded steps: what they refer to has changed."""
+        self._backward: Callable[[Tensor, float], Tensor] = Replayed(self._gradients)
+        self._update: Callable[[], None] = Replayed(self._move)
 
     def _set_factors(self) -> None:
         """Lay the runs' factors out along the weight vector (None while a single rate does)."""
+        self._record_anew()
         self._scale: Tensor | None = None
         if len(self.runs) == 1 or set(self._factors) == {1.0}:
             return
-        factors = torch.tensor(self._factors, device=self._weights.work.device)
-        parts = [factors.view(-1, *[1] * (p.ndim - 1)).expand_as(p).reshape(-1) for p in self._weights.parameters]
-        self._scale = torch.cat(parts)
+        self._scale = along(self._weights, self._factors)
 
     # ------------------------------------------------------------------------------------------- judging, measuring
 
-    def _judge(self, losses: list[float], accuracies: list[float], lr: float) -> None:
+    def _judge(self, losses: list[float], lr: float) -> None:
         """NE's rule, once an epoch: halve at L*, stop below L**; and end what has diverged or run its length."""
         factors = self._factors.copy()
-        for k, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
-            if self.status[k]:
-                continue
-            point = {"epoch": self.epoch, "updates": self.updates, "lr": lr * factors[k], "loss": loss}
-            self.curves[k].append({**point, "test_accuracy": accuracy})
-            if self.run.halve_at and loss <= self.run.halve_at:
+        ending = {k: self._ending(loss) for k, loss in enumerate(losses) if not self.status[k]}
+        due = self.epoch % self._between_tests == 0
+        accuracies = self.evaluate(self.data.test)[1].tolist() if due or any(ending.values()) else []
+        for k, end in ending.items():
+            if due or end:
+                point = {"epoch": self.epoch, "updates": self.updates, "lr": lr * factors[k], "loss": losses[k]}
+                self.curves[k].append({**point, "test_accuracy": accuracies[k]})
+            if self.run.halve_at and losses[k] <= self.run.halve_at:
                 factors[k] = 0.5
-            self.status[k] = self._ending(loss)
-            if self.status[k]:
-                factors[k] = 0.0
-            if self.status[k] == "diverged":
-                what = f"{self.run.label} seed={self.runs[k].seed} diverged in epoch {self.epoch}"
+            if end:
+                self.status[k], factors[k] = end, 0.0
+            if end == "diverged":
+                what = f"{self.runs[k].label} seed={self.runs[k].seed} diverged in epoch {self.epoch}"
                 tqdm.write(f"{what}: its loss is not finite. It is recorded as such; try a lower learning rate or α.")
         if factors != self._factors:
             self._factors = factors
@@ -242,7 +283,8 @@ class Training:
         loss = torch.zeros(len(self.runs), device=split.x.device)
         right = torch.zeros_like(loss)
         with precision(self.run.precision, split.x.device):
-            for x, y in zip(split.x.split(_EVALUATION_CHUNK), split.y.split(_EVALUATION_CHUNK), strict=True):
+            chunk = _EVALUATION_CHUNK[split.x.device.type]
+            for x, y in zip(split.x.split(chunk), split.y.split(chunk), strict=True):
                 logits = self.model(x.expand(len(self.runs), *x.shape) if len(self.runs) > 1 else x).float()
                 logits = logits.view(len(self.runs), *logits.shape[-2:])
                 target = y.expand(logits.shape[:2])
@@ -251,9 +293,28 @@ class Training:
         return loss / len(split), right / len(split)
 
     def finish(
-        self, *, checkpoint: str | os.PathLike[str] | None = None, progress: bool = True, every: float = 30.0
+        self,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+        every: float = 30.0,
+        until: float = math.inf,
+        watch: Callable[[str], object] | None = None,
     ) -> list[Record]:
-        """Train to the end and return a record a run, in order; see `train` for `checkpoint`."""
+        """Train to the end and return a record a run, in order.
+
+        Parameters
+        ----------
+        checkpoint, progress
+            See `train`.
+        every : float
+            Seconds between checkpoints.
+        until : float
+            A time of ``time.monotonic()``: an epoch that would not end before it is not begun. The state is left in
+            the checkpoint then, and the list is empty.
+        watch : callable, optional
+            Called with a few words after every epoch.
+        """
         path = Path(checkpoint) if checkpoint else None
         if path and path.exists():
             self.load_state_dict(_read_checkpoint(path))
@@ -262,16 +323,25 @@ class Training:
             total=self.run.epochs, initial=self.epoch, desc=self.run.label, unit="epoch", disable=hidden(progress)
         ) as bar:
             while not all(self.status):
-                self.train_epoch()
+                if time.monotonic() + self.wall_time / max(1, self.epoch) > until:
+                    self._save(path)
+                    return []
+                loss = self.train_epoch()
                 bar.update()
-                bar.set_postfix(loss=f"{max(c[-1]['loss'] for c in self.curves):.2g}", refresh=False)
-                if path and time.monotonic() - saved >= every:
-                    write_atomically(path, lambda file: torch.save(self.state_dict(), file))
+                bar.set_postfix(loss=f"{loss:.2g}", refresh=False)
+                if watch:
+                    watch(f"epoch {self.epoch}, loss {loss:.2g}")
+                if time.monotonic() - saved >= every:
+                    self._save(path)
                     saved = time.monotonic()
         records = self._records()
         if path:
             path.unlink(missing_ok=True)
         return records
+
+    def _save(self, path: Path | None) -> None:
+        if path and self.epoch:
+            write_atomically(path, lambda file: torch.save(self.state_dict(), file))
 
     def _records(self) -> list[Record]:
         """Measure the final weights; a run that ended earlier has not moved since."""
@@ -342,7 +412,7 @@ class Training:
         self._dropout_state = [s.cpu() for s in state["dropout"]]
         self.epoch, self.updates, self.wall_time = state["progress"]
         self._factors, self.status, self.curves = state["factors"], state["status"], state["curves"]
-        self._set_factors()
+        self._set_factors()  # and record anew: the optimizer's state lies elsewhere now
 
 
 # --------------------------------------------------------------------------------------------------- small pieces
@@ -370,26 +440,52 @@ def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Module:
     return model.to(data.train.x.device)
 
 
+def _channels_last(data: Data) -> Data:
+    """The same images, channels innermost in memory if there are several: the order convolutions are fastest in."""
+    if data.shape[0] == 1:
+        return data
+
+    def moved(split: Split) -> Split:
+        return Split(split.x.contiguous(memory_format=torch.channels_last), split.y)
+
+    valid = data.valid and moved(data.valid)
+    return replace(data, train=moved(data.train), test=moved(data.test), valid=valid)
+
+
 def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    if run.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=run.lr, weight_decay=run.weight_decay, fused=True)
-    return torch.optim.SGD(
-        model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, fused=True
-    )
+    settings: dict[str, Any] = {"lr": run.lr, "weight_decay": run.weight_decay, "fused": True}
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=run.momentum, **settings)
+    return torch.optim.Adam(model.parameters(), capturable=next(model.parameters()).is_cuda, **settings)
 
 
-def _smoothout(run: Run, model: nn.Module) -> SmoothOut | None:
-    if not run.a:
+def _smoothout(runs: Sequence[Run], model: nn.Module) -> SmoothOut | None:
+    run, strongest = runs[0], max(r.a for r in runs)
+    if not strongest:
         return None
-    return SmoothOut(
+    smooth = SmoothOut(
         model,
-        run.a,
+        strongest,
         distribution=run.distribution,
         adaptive=run.adaptive,
         include=run.perturb,
         denoise=run.denoise,
         seed=_seed(run, "noise"),
     )
+    if len({r.a for r in runs}) > 1:
+        smooth.shares = along(smooth.flat, [r.a / strongest for r in runs])
+    return smooth
+
+
+def along(weights: FlatParameters, values: Sequence[float]) -> Tensor:
+    """Lay one value a network side by side out along their common weight vector, [n]."""
+    each = torch.tensor(values, device=weights.work.device)
+    parts = [each.view(-1, *[1] * (p.ndim - 1)).expand_as(p).reshape(-1) for p in weights.parameters]
+    return torch.cat(parts)
+
+
+def _one_or_each(values: list[float], device: torch.device) -> float | Tensor:
+    return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
 
 
 def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:

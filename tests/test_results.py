@@ -101,7 +101,7 @@ def test_published_tables_are_the_papers():
 @pytest.fixture(scope="module")
 def records():
     runs = [
-        Run(train_size=60, batch_size=b, alpha=a, epochs=3, seed=s) for b in (20, 60) for a in (1, 2) for s in (0, 1)
+        Run(train_size=600, batch_size=b, alpha=a, epochs=3, seed=s) for b in (200, 600) for a in (1, 2) for s in (0, 1)
     ]
     return sweep(runs, progress=False)
 
@@ -117,15 +117,15 @@ def test_means_are_drawn_with_intervals_seeds_and_the_methods_colors(records):
     assert (plain.line.color, enhanced.line.color) == (figures.COLORS["SGD"], figures.COLORS["NE"])
     assert plain.line.dash != enhanced.line.dash
     assert plain.marker.symbol != enhanced.marker.symbol
-    cell = results[(results.batch_size == 60) & (results.alpha == 2)].test_accuracy
-    assert enhanced.y[list(enhanced.x).index(60)] == pytest.approx(100 * cell.mean())
+    cell = results[(results.batch_size == 600) & (results.alpha == 2)].test_accuracy
+    assert enhanced.y[list(enhanced.x).index(600)] == pytest.approx(100 * cell.mean())
     low, high = stats.ttest_1samp(100 * cell, 0).confidence_interval(0.95)
-    assert enhanced.error_y.array[list(enhanced.x).index(60)] == pytest.approx((high - low) / 2)
+    assert enhanced.error_y.array[list(enhanced.x).index(600)] == pytest.approx((high - low) / 2)
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == titles
 
 
 def test_bands_run_from_the_lowest_to_the_highest_seed(records):
-    table = curves(r for r in records if r.run.batch_size == 20)
+    table = curves(r for r in records if r.run.batch_size == 200)
     figure = figures.bands(table, x="epoch", y="loss", series="alpha", symbol="α", titles=("epoch", "loss"), log_y=True)
     band, mean = figure.data[:2]
     one = table[(table.alpha == 1) & (table.epoch == 2)].loss

@@ -152,7 +152,7 @@ def test_resuming_from_a_checkpoint_is_bitwise_an_uninterrupted_run(method, tmp_
         def train_epoch(self, original=Training.train_epoch):
             if self.epoch == epochs:
                 raise Killed
-            original(self)
+            return original(self)
 
         return train_epoch
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
 
 
 def test_the_learning_rate_is_halved_once_and_training_stops_below_the_second_threshold():
-    run = Run(train_size=250, batch_size=25, halve_at=0.2, stop_below=0.05, epochs=200, lr=3e-3)
+    run = Run(train_size=800, batch_size=80, halve_at=0.2, stop_below=0.05, epochs=200, lr=3e-3)
     record = train(run, progress=False)
     losses = [point["loss"] for point in record.curve]
     rates = [point["lr"] for point in record.curve]
@@ -194,7 +194,7 @@ def test_the_learning_rate_is_halved_once_and_training_stops_below_the_second_th
     assert record.status == "converged"
     assert losses[-1] < 0.05 <= min(losses[:-1])
     assert record.updates == 10 * record.epochs == 10 * len(losses)
-    assert record.samples == 250 * record.epochs
+    assert record.samples == 800 * record.epochs
 
 
 def test_noise_enhancement_counts_one_update_and_two_minibatches():
@@ -220,7 +220,7 @@ def test_runs_end_as_out_of_epochs_finished_or_diverged(capsys):
 
 
 def test_learning_rates_follow_the_epoch_schedule_and_the_batch_scaling():
-    run = replace(SMALL, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15)
+    run = replace(SMALL, train_size=800, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15)
     rates = [point["lr"] for point in train(run, progress=False).curve]
     assert rates == pytest.approx([0.2, 0.02, 0.02, 1.0])
     assert replace(run, lr_scaling="linear").scaled_lr_steps[0] == (0, pytest.approx(0.4))
@@ -268,6 +268,7 @@ def test_the_noise_of_the_sampled_update_has_the_enhanced_covariance():
     def record_gradient():
         gradient = torch.cat([p.grad.flatten() for p in training.model.parameters()])
         noise.append((gradient - per_sample.mean(0)).square().sum())
+        training.optimizer.zero_grad()
 
     training._update = record_gradient
     for _ in range(60):
