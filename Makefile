@@ -45,5 +45,5 @@ $(VENV)/installed: pyproject.toml
 	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }; \
 	  echo "Creating $(VENV)" && $(PYTHON) -m venv --clear $(VENV); } >&2
-	$(PY) -m pip install --editable '.[book,test]'
+	$(PY) -m pip install --editable '.[book,cluster,test]'
 	@touch $@

@@ -76,6 +76,11 @@ class Data:
     __repr__ = __str__
 
 
+def image_shape(name: str) -> tuple[int, int, int] | None:
+    """Shape [C, H, W] of a data set's images, if it is known without reading them."""
+    return (1, 8, 8) if name == "digits" else _TORCHVISION[name][2] if name in _TORCHVISION else None  # type: ignore[return-value]
+
+
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder that holds data sets: `root`, else $NB_LIB_DATA, else one in the user's cache."""
     return Path(root or os.environ.get("NB_LIB_DATA") or _user_root()).expanduser()

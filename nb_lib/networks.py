@@ -143,6 +143,16 @@ def stackable(name: str) -> bool:
     return all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU) for m in _skeleton(name, (1, 64, 64), 2, None, 1))
 
 
+@cache
+def parameter_count(name: str, shape: Shape, classes: int = 10) -> int:
+    """Trainable parameters of the network `name` for such images.
+
+    >>> parameter_count("ne-f1", (1, 28, 28))
+    1900510
+    """
+    return sum(p.numel() for p in _skeleton(name, shape, classes, None, 1).parameters())
+
+
 def stack(models: Sequence[nn.Module]) -> nn.Sequential:
     """K networks of one `stackable` shape as one that maps [K, n, C, H, W] to logits [K, n, classes].
 
@@ -154,6 +164,19 @@ def stack(models: Sequence[nn.Module]) -> nn.Sequential:
             layers.append(StackedLinear(row))
         else:
             layers.append(nn.Flatten(2) if isinstance(row[0], nn.Flatten) else nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def unstack(model: nn.Sequential, k: int) -> nn.Sequential:
+    """Network number `k` of those that `stack` put together, with a copy of its weights."""
+    layers: list[nn.Module] = []
+    for layer in model:
+        if isinstance(layer, StackedLinear):
+            _, out, inputs = layer.weight.shape
+            layers.append(nn.utils.skip_init(nn.Linear, inputs, out, device=layer.weight.device))
+            layers[-1].load_state_dict({name: p[k] for name, p in layer.state_dict().items()})
+        else:
+            layers.append(nn.Flatten() if isinstance(layer, nn.Flatten) else nn.ReLU())
     return nn.Sequential(*layers)
 
 

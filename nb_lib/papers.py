@@ -91,7 +91,7 @@ _TINY_NE = Size(
     (20, 60, 200, 600),
     curves=(1, 1.5),
     routes=(1, 1.5, 2, 3, 4),
-    fields=protocol("digits-mlp", valid_size=300),
+    fields=protocol("digits-mlp", valid_size=300, epochs=1000),
 )
 _TINY_SMOOTHOUT = Size(
     "SmoothOut's F1 on 600 of the embedded digits, 30 epochs",
@@ -104,11 +104,11 @@ SIZES: dict[str, dict[str, Size]] = {
     "ne-f1": {
         "full": Size("as published, 10 seeds", _B, (1, 1.5), tuple(range(1, 12)), 10),
         "small": Size(
-            "F1 on 3,000 images of Fashion-MNIST",
-            (30, 100, 300, 1000),
+            "F1 on 1,500 images of Fashion-MNIST",
+            (30, 100, 500),
             (1, 1.5),
-            (1, 2, 3, 5, 8),
-            fields={"train_size": 3000, "valid_size": 5000},
+            (1, 2, 3, 5),
+            fields={"train_size": 1500, "valid_size": 5000},
         ),
         "tiny": _TINY_NE,
     },

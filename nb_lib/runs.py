@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import nn
 
 from nb_lib.data import DATASETS, NORMALIZATIONS
 from nb_lib.errors import InputError, known
@@ -288,6 +290,10 @@ class RunStore:
         """Where the record of `run` lies, or would."""
         return self.folder / f"{run.key}.json"
 
+    def weights(self, run: Run) -> Path:
+        """Where the final weights of `run` lie, or would, if they are kept."""
+        return self.folder / f"{run.key}.pt"
+
     def __contains__(self, run: Run) -> bool:
         return self.path(run).exists()
 
@@ -301,6 +307,10 @@ class RunStore:
     def save(self, record: Record) -> None:
         """Keep a record; it is on the disk, whole, when this returns."""
         write_atomically(self.path(record.run), lambda file: file.write(record.to_json().encode()))
+
+    def save_weights(self, run: Run, model: nn.Module) -> None:
+        """Keep the weights of a trained network, beside its record."""
+        write_atomically(self.weights(run), lambda file: torch.save(model.state_dict(), file))
 
     def load(self, run: Run) -> Record:
         """Return the record of `run`.
@@ -342,6 +352,11 @@ def read_lines(path: str | os.PathLike[str]) -> list[Record]:
         return [Record.from_json(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise InputError(f"cannot read the records in {path}: {error.strerror}.") from error
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """Read a store or a file of JSON lines, whichever lies there."""
+    return list(RunStore(path)) if Path(path).is_dir() else read_lines(path)
 
 
 def write_lines(records: Iterable[Record], path: str | os.PathLike[str]) -> None:

@@ -30,10 +30,10 @@ from nb_lib.device import Replayed, hidden, own_stream, pick_device, precision, 
 from nb_lib.errors import InputError
 from nb_lib.files import write_atomically
 from nb_lib.flat import FlatParameters
-from nb_lib.networks import build, stack, stackable
+from nb_lib.networks import build, stack, stackable, unstack
 from nb_lib.noise_enhancement import noise_enhanced_loss
 from nb_lib.provenance import provenance
-from nb_lib.runs import Record, Run
+from nb_lib.runs import Record, Run, RunStore
 from nb_lib.smoothout import SmoothOut
 
 _PURPOSES = ("weights", "order", "noise", "dropout")
@@ -43,7 +43,7 @@ _EVALUATION_CHUNK = {"cpu": 500, "cuda": 10_000}  # images at once: what is fast
 
 def load_for(run: Run, *, device: str = "auto", root: str | None = None, download: bool = False) -> Data:
     """Load the data set a run asks for, whole, on the device (see `data.load`)."""
-    return load(
+    data = load(
         run.dataset,
         root=root,
         download=download,
@@ -53,6 +53,26 @@ def load_for(run: Run, *, device: str = "auto", root: str | None = None, downloa
         normalization=run.inputs,
         device=pick_device(device),
     )
+    return _channels_last(data)
+
+
+def trained(run: Run, store: RunStore, data: Data) -> nn.Module:
+    """The network of a run whose weights are kept (see `sweeps.sweep`), in evaluation mode.
+
+    Raises
+    ------
+    InputError
+        If they are not there, or damaged.
+    """
+    model = _build([run], data, 1).eval()
+    path = store.weights(run)
+    try:
+        model.load_state_dict(torch.load(path, weights_only=True, map_location=data.device))
+    except FileNotFoundError as error:
+        raise InputError(f"no weights of run {run.key} in {store.folder}: train it with keep_weights.") from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"{path} is damaged: delete it and train again.") from error
+    return model
 
 
 def train(
@@ -292,6 +312,10 @@ class Training:
                 right += (logits.argmax(-1) == target).sum(-1)
         return loss / len(split), right / len(split)
 
+    def member(self, k: int) -> nn.Module:
+        """The network of run `k`, in evaluation mode; of several side by side a copy."""
+        return (self.model if len(self.runs) == 1 else unstack(self.model, k)).eval()
+
     def finish(
         self,
         *,
@@ -424,7 +448,7 @@ def _seed(run: Run, purpose: str) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Module:
+def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Sequential:
     members = [
         build(
             run.network,
@@ -436,7 +460,7 @@ def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Module:
         )
         for run in runs
     ]
-    model: nn.Module = members[0] if len(members) == 1 else stack(members)
+    model: nn.Sequential = members[0] if len(members) == 1 else stack(members)
     return model.to(data.train.x.device)
 
 
