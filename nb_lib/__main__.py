@@ -1,20 +1,24 @@
-"""``python -m nb_lib``: train and measure on machines without Jupyter."""
+"""``python -m nb_lib``: train, sweep, measure and compare on machines without Jupyter."""
 
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from nb_lib.compare import compare, readable
 from nb_lib.device import pick_device
 from nb_lib.errors import InputError
 from nb_lib.measures import measures
 from nb_lib.networks import NETWORKS
+from nb_lib.papers import METHOD, MISSING, SCALES, SIZES, TABLES, grid, overview
 from nb_lib.provenance import provenance
-from nb_lib.runs import Run, frame
+from nb_lib.runs import Run, frame, read_records, write_lines
 from nb_lib.sweeps import Measure, sweep
 
 
@@ -30,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nb_lib", description="Noise in SGD: train and measure.")
+    parser = argparse.ArgumentParser(prog="python -m nb_lib", description="Noise in SGD: train, measure, compare.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train", help="train one configuration with one or more seeds")
@@ -40,6 +44,15 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=_train)
     measure.add_argument("--samples", type=int, default=10_000, help="most samples for box and noise [10000]")
     measure.add_argument("--hessian-samples", type=int, default=2_000, help="and for what costs more [2000]")
+
+    _add_sweep(commands.add_parser("sweep", help="train the runs of one of the papers' tables or figures"))
+    grids = commands.add_parser("grids", help="list what `sweep` and `compare` know")
+    grids.set_defaults(command=_grids)
+    _add_compare(commands.add_parser("compare", help="a published table beside ours"))
+    merge = commands.add_parser("merge", help="add the records of stores to a file of JSON lines, as the book has them")
+    merge.add_argument("stores", nargs="+", metavar="STORE", help="folders of records, or other such files")
+    merge.add_argument("--into", required=True, metavar="FILE", help="records already in it stay")
+    merge.set_defaults(command=_merge)
 
     bench = commands.add_parser("bench", help="what the methods and the measures cost, as ratios")
     bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
@@ -58,9 +71,49 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]")
     parser.add_argument("--store", help="folder of records: stored runs are skipped, killed ones resumed")
+    _add_place(parser)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="folder of the data sets [$NB_LIB_DATA, else a per-user cache]")
     parser.add_argument("--download", action="store_true", help="fetch a missing data set")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grid", help="a name from `grids`, or the beginning of several (ne-table2)")
+    parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
+    parser.add_argument("--seeds", type=int, help="[the scale's]")
+    parser.add_argument(
+        "--store", required=True, help="folder of records: stored runs are skipped, killed ones resumed"
+    )
+    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 8m, 2h")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers shall train")
+    parser.add_argument("--measure", action="store_true", help="also measure every trained network (slow)")
+    parser.add_argument("--keep-weights", action="store_true", help="also keep the trained weights")
+    for name, what in (("dataset", "folder:cifar10"), ("precision", "tf32"), ("valid-size", "5000")):
+        parser.add_argument(f"--{name}", type=_value, metavar="V", help=f"another than the protocol's, e.g. {what}")
+    _add_place(parser)
+    parser.set_defaults(command=_sweep)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", help=", ".join(TABLES))
+    parser.add_argument("--store", nargs="+", default=[], help="folders of records, or files of JSON lines")
+    parser.add_argument("--scale", help="[the largest scale of which there are records]")
+    parser.set_defaults(command=_compare)
+
+
+def _seconds(text: str) -> float:
+    """Read 90s, 8m or 2h."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        seconds = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 8m or 2h")
+    return seconds
 
 
 def _value(text: str) -> Any:
@@ -89,6 +142,48 @@ def _train(options: argparse.Namespace) -> None:
             f"test accuracy {accuracy.mean():.2f} ± {accuracy.std():.2f} %, "
             f"updates {table.updates.mean():.0f} ± {table.updates.std():.0f} (mean ± std of {len(table)} seeds)"
         )
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    given = {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
+    runs = grid(options.grid, options.scale, seeds=options.seeds, **given)
+    records = sweep(
+        runs,
+        options.store,
+        budget=options.budget,
+        client=options.scheduler,
+        device=options.device,
+        root=options.root,
+        download=options.download,
+        measure=measures if options.measure else None,
+        keep_weights=options.keep_weights,
+    )
+    if records:
+        cells = ["network", "batch_size", *(name for name in METHOD if len({getattr(r, name) for r in runs}) > 1)]
+        found = frame(records).assign(test_accuracy=lambda table: 100 * table.test_accuracy)
+        columns = {"n": ("seed", "count"), "accuracy_%": ("test_accuracy", "mean"), "std": ("test_accuracy", "std")}
+        print(found.groupby(cells).agg(**columns, updates=("updates", "mean")).reset_index().to_string(index=False))
+
+
+def _grids(_: argparse.Namespace) -> None:
+    print("runs at each scale:")
+    print(overview().to_string(index=False))
+    for network, sizes in SIZES.items():
+        print(f"{network}: " + "; ".join(f"{scale}: {sizes[scale].doc}" for scale in SCALES))
+    print("not here: " + "; ".join(f"{what} (lacks {why})" for what, why in MISSING.items()))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    records = [record for store in options.store for record in read_records(store)]
+    print("accuracies in %, gains in points, ± standard errors")
+    print(readable(compare(options.table, records, scale=options.scale)).to_string(index=False, justify="left"))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    sources = [*([options.into] if Path(options.into).exists() else []), *options.stores]
+    records = {record.key: record for source in reversed(sources) for record in read_records(source)}
+    write_lines(records.values(), options.into)
+    print(f"{options.into}: {len(records)} records")
 
 
 def _measure(options: argparse.Namespace) -> Measure | None:

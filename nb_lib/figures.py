@@ -55,6 +55,34 @@ def means(
     return figure
 
 
+def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str]) -> go.Figure:
+    """Test accuracy against `x` on two ways to more noise (NE Fig. 3): smaller B, and larger α at the largest B.
+
+    Points are means over seeds, labeled with B or α, with the 95 % intervals of both axes.
+    """
+    figure = go.Figure(layout=_layout(titles))
+    largest = frame["batch_size"].max()
+    ways = {
+        "smaller B at α = 1": (frame[frame["alpha"] == 1], "batch_size", "SGD"),
+        f"larger α at B = {largest:g}": (frame[frame["batch_size"] == largest], "alpha", "NE"),
+    }
+    for rank, (name, (rows, by, color)) in enumerate(ways.items()):
+        across, up = (summarize(rows, by, value) for value in (x, "test_accuracy"))
+        figure.add_scatter(
+            x=across["mean"],
+            y=100 * up["mean"],
+            error_x={"array": across["half"].fillna(0), "thickness": 1, "width": 4},
+            error_y={"array": 100 * up["half"].fillna(0), "thickness": 1, "width": 4},
+            text=[f"{'B' if by == 'batch_size' else 'α'} = {value:g}" for value in across[by]],
+            textposition="top center" if rank else "bottom center",
+            mode="lines+markers+text",
+            name=f"{name} ({up['n'].min()} seeds)",
+            **_look(color, rank),
+        )
+    figure.update_xaxes(type="log")
+    return figure
+
+
 def strengths(frame: pd.DataFrame, *, y: str, title: str, scale: float = 1) -> go.Figure:
     """Mean of `y` over seeds against the noise strength a, one line for SmoothOut and one for AdaSmoothOut."""
     figure = go.Figure(layout=_layout(("noise strength a", title)))

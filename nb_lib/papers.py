@@ -98,7 +98,8 @@ _TINY_SMOOTHOUT = Size(
     (20, 300),
     fields=protocol("smoothout-f1", dataset="digits", train_size=600, valid_size=300, epochs=30),
 )
-_QUARTER_C1 = {"network": "ne-c1-quarter", "train_size": 1000, "valid_size": 5000}
+_QUARTER_C1 = {"network": "ne-c1-quarter", "train_size": 500, "valid_size": 2000}
+_FEW_EPOCHS = {"train_size": 1000, "valid_size": 2000, "epochs": 30}
 #: For each network with experiments of its own, what each scale of them is.
 SIZES: dict[str, dict[str, Size]] = {
     "ne-f1": {
@@ -115,10 +116,10 @@ SIZES: dict[str, dict[str, Size]] = {
     "ne-c1": {
         "full": Size("as published, 10 seeds", _B, (1, 1.5, 2, 2.5), tuple(range(1, 12)), 10),
         "small": Size(
-            "C1 with a quarter of its filters on 1,000 images of CIFAR-10",
-            (50, 200, 1000),
+            "C1 with a quarter of its filters on 500 images of CIFAR-10",
+            (25, 250),
             (1, 1.5, 2.5),
-            (1, 2, 3, 5),
+            (1, 1.5, 2.5, 4),
             fields=_QUARTER_C1,
         ),
         "tiny": _TINY_NE,
@@ -126,36 +127,36 @@ SIZES: dict[str, dict[str, Size]] = {
     "ne-c2": {
         "full": Size("as published, 10 seeds", _B, (1, 1.5), tuple(range(1, 8)), 10),
         "small": Size(
-            "C1 with a quarter of its filters on 1,000 images of CIFAR-100",
-            (50, 200, 1000),
+            "C1 with a quarter of its filters on 500 images of CIFAR-100",
+            (25, 250),
             (1, 1.5),
-            (1, 2, 3, 5),
+            (1, 1.5, 2.5, 4),
             fields=_QUARTER_C1,
         ),
         "tiny": _TINY_NE,
     },
     "smoothout-f1": {
         "full": Size("as published, 3 seeds", (256, 6000)),
-        "small": Size(  # as many updates an epoch as the paper's
-            "F1 on 6,000 images of MNIST", (26, 600), fields={"train_size": 6000, "valid_size": 5000}
+        "small": Size(  # the large batch makes as many updates an epoch as the paper's
+            "F1 on 3,000 images of MNIST", (25, 300), fields={"train_size": 3000, "valid_size": 5000}
         ),
         "tiny": _TINY_SMOOTHOUT,
     },
     "smoothout-c1": {
         "full": Size("as published, 3 seeds", (256, 5000)),
         "small": Size(
-            "C1 on 1,500 images of CIFAR-10, 40 epochs",
-            (30, 150),
-            fields={"train_size": 1500, "valid_size": 5000, "epochs": 40},
+            "C1 on 1,000 images of CIFAR-10, 30 epochs",
+            (25, 100),
+            fields=_FEW_EPOCHS,
         ),
         "tiny": _TINY_SMOOTHOUT,
     },
     "smoothout-c3": {
         "full": Size("as published, 3 seeds", (256, 5000)),
         "small": Size(
-            "C3 on 1,500 images of CIFAR-100, 40 epochs",
-            (30, 150),
-            fields={"train_size": 1500, "valid_size": 5000, "epochs": 40},
+            "C3 on 1,000 images of CIFAR-100, 30 epochs",
+            (25, 100),
+            fields=_FEW_EPOCHS,
         ),
         "tiny": _TINY_SMOOTHOUT,
     },
