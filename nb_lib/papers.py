@@ -94,9 +94,9 @@ _TINY_NE = Size(
     fields=protocol("digits-mlp", valid_size=300, epochs=1000),
 )
 _TINY_SMOOTHOUT = Size(
-    "SmoothOut's F1 on 600 of the embedded digits, 30 epochs",
-    (20, 300),
-    fields=protocol("smoothout-f1", dataset="digits", train_size=600, valid_size=300, epochs=30),
+    "SmoothOut's F1 on 600 of the embedded digits, 15 epochs",
+    (30, 300),
+    fields=protocol("smoothout-f1", dataset="digits", train_size=600, valid_size=300, epochs=15),
 )
 _QUARTER_C1 = {"network": "ne-c1-quarter", "train_size": 500, "valid_size": 2000}
 _FEW_EPOCHS = {"train_size": 1000, "valid_size": 2000, "epochs": 30}
@@ -108,7 +108,7 @@ SIZES: dict[str, dict[str, Size]] = {
             "F1 on 1,500 images of Fashion-MNIST",
             (30, 100, 500),
             (1, 1.5),
-            (1, 2, 3, 5),
+            (1, 2, 3),
             fields={"train_size": 1500, "valid_size": 5000},
         ),
         "tiny": _TINY_NE,
