@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--into", required=True, metavar="FILE", help="records already in it stay")
     merge.set_defaults(command=_merge)
 
-    bench = commands.add_parser("bench", help="what the methods and the measures cost, as ratios")
+    bench = commands.add_parser("bench", help="what methods, measures and trainings cost, as ratios")
     bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
     bench.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
     bench.set_defaults(command=_bench)
@@ -196,6 +196,7 @@ def _measure(options: argparse.Namespace) -> Measure | None:
 def _bench(options: argparse.Namespace) -> None:
     from nb_lib.bench import bench
     from nb_lib.bench_measures import bench_measures
+    from nb_lib.bench_training import bench_training, projected_hours
 
     device = pick_device(options.device)
     origin = provenance(device)
@@ -203,6 +204,11 @@ def _bench(options: argparse.Namespace) -> None:
     _print(bench(device, rounds=options.rounds))
     print("\nmeasuring a network: ratios of times, and the values reached")
     _print(bench_measures(device))
+    print("\ntraining with NE: updates a second, time ÷ that of a plain loop, part of the peak of a matrix product")
+    speeds = bench_training(device)
+    _print(speeds)
+    print("\nprojected from these, if nothing else ran: hours of every full grid on this device")
+    _print(projected_hours(speeds))
 
 
 def _print(ratios: pd.DataFrame) -> None:
