@@ -240,7 +240,8 @@ def label(table: str, row: dict[str, Any]) -> str:
     name = "AdaSmoothOut" if row["adaptive"] else "SmoothOut"
     words = [f"{name}, a = {row['a']:g}" if row["a"] else "baseline"]
     words += ["normal noise"] * (row["distribution"] == "normal") + ["not taken off"] * (not row["denoise"])
-    words += [f"{row['dataset']}, {row['epochs']:g} epochs, {row['lr_scaling']}"] * ("dataset" in row)
+    if "dataset" in row:
+        words.append(f"{row['dataset']}, {row['epochs']:g} epochs, {row['lr_scaling']}")
     return f"B = {row['batch_size']}, {', '.join(words)}"
 
 
@@ -268,7 +269,12 @@ def styled(comparison: pd.DataFrame) -> "pd.io.formats.style.Styler":
     def color(apart: Any) -> str:
         return f"background-color: {blue if 'agree' in apart else orange}" if apart else ""
 
-    return readable(comparison).style.map(color, subset=["apart"]).hide(axis="index")
+    return (
+        readable(comparison)
+        .style.map(color, subset=["apart"])
+        .hide(axis="index")
+        .set_table_attributes('class="dataframe"')
+    )
 
 
 def _number(value: float, se: float, sign: str = "") -> str:

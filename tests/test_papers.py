@@ -1,0 +1,125 @@
+"""Grids against the papers' descriptions, published tables against each other and against arithmetic."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from nb_lib import papers
+from nb_lib.errors import InputError
+from nb_lib.runs import Run
+
+N = {"ne-f1": 60_000, "ne-c1": 50_000, "ne-c2": 50_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [  # batch sizes x alphas x repeats, as the papers describe them
+        ("ne-fig1-c1", 13 * 4 * 10),
+        ("ne-fig2-f1", 13 * 2 * 10),
+        ("ne-fig2-c2", 13 * 2 * 10),
+        ("ne-fig3-f1", (13 + 10) * 10),
+        ("ne-fig3-c1", (13 + 10) * 10),
+        ("ne-fig3-c2", (13 + 6) * 10),
+        ("ne-table2", 8 * 10),
+        ("ne-table3", 6 * 10),
+        ("smoothout-table1", 3 * 4 * 3),
+        ("smoothout-table3-c1", 4 * 3),
+        ("smoothout-table4-c1", 5 * 3),
+        ("smoothout-table5-c1", 7 * 3),
+    ],
+)
+def test_a_full_grid_is_the_papers(name, runs):
+    grid = papers.grid(name)
+    assert len(grid) == len(set(grid)) == runs
+    for run in grid:
+        assert (run.optimizer, run.lr, run.train_size, run.valid_size) == ("adam", 1e-3, None, 0)
+        thresholds = {"ne-f1": (0.01, 0.001), "ne-c1": (0.01, 0.001), "ne-c2": (0.02, 0.001)}
+        assert (run.halve_at, run.stop_below) == thresholds.get(run.network, (None, None))
+
+
+@pytest.mark.parametrize("name", papers.GRIDS)
+def test_a_smaller_scale_asks_the_same_question_of_less(name):
+    full = papers.grid(name)
+    for scale in ("small", "tiny"):
+        runs = papers.grid(name, scale)
+        assert len({run.batch_size for run in runs}) >= min(2, len({run.batch_size for run in full}))
+        assert {run.alpha > 1 for run in runs} == {run.alpha > 1 for run in full}
+        assert {(run.a, run.adaptive, run.denoise) for run in runs} == {(r.a, r.adaptive, r.denoise) for r in full}
+        assert not set(runs) & set(full)
+        assert all(run.train_size and run.batch_size <= run.train_size and run.valid_size for run in runs)
+    assert {run.dataset for run in runs} == {"digits"}, "tiny needs no data but the embedded"
+
+
+def test_every_cell_gets_its_first_seed_before_any_gets_its_second():
+    runs = papers.grid("ne-table2", "small")
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert len(papers.grid("ne-table2", "small", seeds=1)) * 3 == len(runs)
+
+
+def test_fields_may_differ_from_the_protocol():
+    runs = papers.grid("ne-table2-c1", dataset="folder:cifar10", precision="tf32", valid_size=None, seeds=2)
+    assert {(run.dataset, run.precision, run.valid_size) for run in runs} == {("folder:cifar10", "tf32", 0)}
+    assert {run.seed for run in papers.grid("ne-table2-c1", seeds=2, seed=5)} == {5, 6}
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'ne-fig1-c1'"):
+        papers.grid("ne-fig1-c11")
+    with pytest.raises(InputError, match="unknown scale 'large'"):
+        papers.grid("ne-fig1-c1", "large")
+    with pytest.raises(InputError, match="unknown table"):
+        papers.published("ne-table9")
+
+
+def test_the_overview_counts_every_grid():
+    table = papers.overview().set_index("grid")
+    assert list(table.index) == list(papers.GRIDS)
+    assert table.loc["ne-fig3-c2", "full"] == 190
+    assert (table["small"] <= table["full"]).sum() >= 12
+
+
+# ----------------------------------------------------------------------------------------------- published numbers
+
+
+def test_published_times_are_whole_epochs():
+    """Ten runs that stop at epoch ends: ten times the mean is a multiple of ceil(N/B), to the rounding printed."""
+    for row in papers.published("ne-table2").to_dict("records"):
+        epochs = 10 * row["updates"] / math.ceil(N[row["network"]] / row["batch_size"])
+        per_epoch = math.ceil(N[row["network"]] / row["batch_size"])
+        assert abs(epochs - round(epochs)) * per_epoch <= 5
+
+
+def test_tables_that_print_the_same_number_agree():
+    two, three = papers.published("ne-table2"), papers.published("ne-table3")
+    plain = [table[table["alpha"] == 1].set_index("network")["accuracy"] for table in (two, three)]
+    pd.testing.assert_series_equal(*plain)
+    one, third = papers.published("smoothout-table1"), papers.published("smoothout-table3")
+    cells = [t[(t["network"] == "smoothout-c1") & (t["a"] == 0.0375) & t["denoise"]] for t in (one, third)]
+    assert (
+        cells[0].set_index("batch_size")["accuracy"].to_dict() == cells[1].set_index("batch_size")["accuracy"].to_dict()
+    )
+    second = papers.published("smoothout-table2").query("dataset == 'cifar10'")
+    by_method = {key: set() for key in ((0.0, False), (0.0375, False), (0.15, True))}
+    for table in (second, papers.published("smoothout-table4"), papers.published("smoothout-table5")):
+        for (a, adaptive), found in by_method.items():
+            rows = table[(table["a"] == a) & (table["adaptive"] == adaptive)]
+            found |= set(rows[rows["denoise"] & (rows["distribution"] == "uniform")]["accuracy"])
+    assert list(by_method.values()) == [{91.02}, {91.95}, {92.63}]
+
+
+def test_gains_are_those_of_the_texts():
+    three = papers.published("ne-table3").assign(enhanced=lambda t: t["alpha"] > 1)
+    wide = three.pivot_table(index="network", columns="enhanced", values="accuracy")
+    assert (wide[True] - wide[False]).round(2).to_dict() == {"ne-c1": 0.21, "ne-c2": 0.13, "ne-f1": 0.18}
+    alexnet = papers.published("smoothout-table2").query("network == 'alexnet'")
+    wide = alexnet.pivot_table(index="epochs", columns="adaptive", values="accuracy")
+    assert (wide[True] - wide[False]).round(2).to_dict() == {60.0: 4.89, 120.0: 1.27}
+
+
+@pytest.mark.parametrize("table", papers.TABLES)
+def test_a_published_table_names_every_method_as_a_run_does(table):
+    rows = papers.published(table)
+    assert rows["accuracy"].between(20, 100).all()
+    for row in rows.to_dict("records"):
+        Run(**{name: row[name] for name in papers.METHOD}, batch_size=row["batch_size"])
