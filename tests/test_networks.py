@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError
-from nb_lib.networks import NETWORKS, GhostBatchNorm, build, ghost_batch_norm_, stack, stackable
+from nb_lib.networks import NETWORKS, GhostBatchNorm, build, ghost_batch_norm_, stack, stackable, unstack
 
 GREY, COLOR = (1, 28, 28), (3, 32, 32)
 
@@ -344,6 +344,16 @@ def test_stacked_networks_have_the_logits_and_gradients_of_the_separate_ones() -
         for stacked, p in zip(together.parameters(), model.parameters(), strict=True):
             assert torch.equal(stacked[k], p)
             torch.testing.assert_close(stacked.grad[k], p.grad, rtol=0, atol=1e-12)
+
+
+def test_unstacking_gives_the_networks_back() -> None:
+    models = [build("digits-mlp", (1, 8, 8), 10, seed=seed) for seed in range(3)]
+    together, x = stack(models), random_images(5, 1, 8, 8).float()
+    for k, model in enumerate(models):
+        alone = unstack(together, k)
+        assert torch.equal(alone(x), model(x))
+        alone[1].weight.detach().zero_()
+        assert together[1].weight[k].any(), "a copy"
 
 
 def test_stacking_copies_the_weights() -> None:

@@ -1,18 +1,23 @@
 """The README's code runs as printed, and the commands it names exist."""
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
+import distributed
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nb_lib import papers
 from nb_lib.__main__ import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-MEASURE, *SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+LOCAL, SSH, SLURM, MEASURE, *SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def names():
@@ -66,10 +71,55 @@ def test_the_training_command_runs_with_the_options_named(tmp_path, capsys):
     assert "mean ± std of 2 seeds" in out
 
 
+def test_a_sweep_on_a_local_cluster_runs_as_printed(tmp_path):
+    """In a process of its own, as a script has to be: its workers import it."""
+    code = LOCAL.replace('"results/"', f"{str(tmp_path)!r}").replace('"tiny"', '"tiny", seeds=1, epochs=2')
+    script = tmp_path / "script.py"
+    script.write_text("if __name__ == '__main__':\n" + indent(code, "    "))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
+    assert "8 runs: 8 trained now" in done.stdout, done.stderr[-2000:]
+
+
+def test_other_clusters_are_called_as_their_packages_want_it():
+    """None is here to be run; the arguments exist and the names are the library's."""
+    call = ast.parse(SSH).body[1].value.args[0]
+    inspect.signature(distributed.SSHCluster).bind(**{kw.arg: None for kw in call.keywords}, hosts=None)
+    for code in (SSH, SLURM):
+        assert re.search(r'papers\.grid\("([\w-]+)"', code)[1] in papers.GRIDS
+        assert "client=" in code
+
+
+def test_the_experiments_commands_run(tmp_path, capsys):
+    lines = re.search(r"## The papers' experiments.*?```sh\n(.*?)```", README, flags=re.S)[1].splitlines()
+    commands = [line.partition("#")[0].split()[3:] for line in lines]
+    assert [command[0] for command in commands] == ["grids", "sweep", "compare", "merge"]
+    where = {
+        "results/": str(tmp_path / "store"),
+        "book/data/ne_f1.jsonl": str(tmp_path / "records.jsonl"),
+        "full": "tiny",
+    }
+    for command in commands:
+        assert main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep")) == 0
+    out = capsys.readouterr().out
+    assert "ne-fig3-c2" in out
+    assert "8 runs: 8 trained now, 0 were stored; 8 converged." in out
+    assert re.search(r"ne-f1 .*90\.17 ± 0\.04.*tiny: digits-mlp", out)
+    assert "records.jsonl: 8 records" in out
+    assert main(["merge", str(tmp_path / "store"), "--into", str(tmp_path / "records.jsonl")]) == 0
+    assert "records.jsonl: 8 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("budget", ["8x", "-3m", "m", "nan"])
+def test_a_budget_that_is_no_time_is_refused(budget, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "ne-fig2-f1", "--store", "x", f"--budget={budget}"])
+    assert "write 90s, 8m or 2h" in capsys.readouterr().err
+
+
 def test_training_from_the_shell_needs_only_the_packages_named():
     named = re.search(r"Jupyter, (.*?)are enough", README, flags=re.S)[1]
     assert re.findall("`([a-z]+)`", named) == ["torch", "torchvision", "numpy", "scipy", "pandas", "tqdm"]
-    others = "sklearn", "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core"
+    others = "sklearn", "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core", "distributed", "jinja2"
     code = f"import sys, nb_lib.__main__, nb_lib.bench; sys.exit(any(m in sys.modules for m in {others}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

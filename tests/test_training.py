@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nb_lib import networks
-from nb_lib.data import epoch_indices
+from nb_lib.data import Data, Split, epoch_indices
 from nb_lib.errors import InputError
 from nb_lib.noise_enhancement import covariance_factor
 from nb_lib.runs import Run, RunStore
@@ -244,6 +244,75 @@ def test_precisions_train_and_leave_torchs_settings_alone(precision):
     record = train(replace(SMALL, precision=precision), progress=False)
     assert record.curve[-1]["loss"] < record.curve[0]["loss"]
     assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_bfloat16_reads_the_weights_of_every_step():
+    """Not those of the epoch's first: autocast would keep them, and weight noise would never be seen."""
+    run = replace(SMALL, precision="bfloat16", optimizer="sgd", lr=0.1)
+
+    def gradients(model, x, y):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x[0])
+        F.cross_entropy(logits.float(), y[0]).backward()
+
+    mine, full = by_hand(run, gradients), finished(replace(run, precision="float32"))
+    assert (weights(finished(run)) - mine).norm() < 0.1 * (weights(full) - mine).norm()
+
+
+def test_images_of_several_channels_lie_channels_last_and_have_the_same_gradient():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(60, 3, 32, 32, generator=generator, dtype=torch.float64), torch.arange(60) % 10
+    data = Data("random", "random", tuple("0123456789"), Split(x, y), Split(x[:20], y[:20]))
+    run, gradients = Run(network="ne-c1-quarter", batch_size=30, alpha=1.5), []
+    for moved in (True, False):
+        training = Training([run], data)
+        assert training.data.train.x.is_contiguous(memory_format=torch.channels_last)
+        training.model.double()
+        training.data = training.data if moved else data
+        training._gradients(next(iter(training._batches())), 1.0)
+        gradients.append(torch.cat([p.grad.flatten() for p in training.model.parameters()]))
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+
+
+def test_testing_does_not_outweigh_training(monkeypatch):
+    looks = []
+    evaluate = Training.evaluate
+    monkeypatch.setattr(Training, "evaluate", lambda self, split: looks.append(len(split)) or evaluate(self, split))
+    record = train(replace(SMALL, epochs=8), progress=False)  # 250 training images, twice as many test images
+    tests = len(load_for(SMALL).test)
+    assert round(tests / 250) == 2
+    assert [point["epoch"] for point in record.curve] == [2, 4, 6, 8]
+    assert sorted(looks) == sorted([tests] * 4 + [250, tests])  # the last two for the record
+    assert record.best_test_accuracy == max(point["test_accuracy"] for point in record.curve)
+
+
+def test_an_epoch_that_would_not_end_in_time_is_not_begun(tmp_path):
+    path = tmp_path / "state"
+    training = Training([SMALL], load_for(SMALL))
+    assert training.finish(checkpoint=path, progress=False, until=time.monotonic() - 1) == []
+    assert not path.exists(), "nothing was trained"
+    training.train_epoch()
+    training.wall_time = 1000.0  # an epoch takes that long, it seems
+    assert training.finish(checkpoint=path, progress=False, until=time.monotonic() + 500) == []
+    [record] = Training([SMALL], load_for(SMALL)).finish(checkpoint=path, progress=False)
+    assert record.curve[-1]["loss"] == finished(SMALL).curves[0][-1]["loss"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records CUDA graphs")
+@pytest.mark.parametrize(
+    "method",
+    [{"alpha": 1.5}, {"a": 0.1, "noise_batch": 20}, {"network": "smoothout-f1", "a": 0.05}, {"halve_at": 1.0}],
+)
+def test_recorded_steps_are_the_ordinary_ones(method, monkeypatch):
+    runs = [replace(SMALL, epochs=6, seed=s, **method) for s in range(1 if "network" in method else 2)]
+    recorded = Training(runs, load_for(SMALL, device="cuda"))
+    recorded.finish(progress=False)
+    assert recorded._backward.graphs, "nothing was recorded"
+    monkeypatch.setattr("nb_lib.device.Replayed._ORDINARY_CALLS", 10**9)
+    ordinary = Training(runs, load_for(SMALL, device="cuda"))
+    ordinary.finish(progress=False)
+    torch.testing.assert_close(weights(recorded), weights(ordinary), rtol=1e-4, atol=1e-5)
 
 
 def test_noise_enhancement_refits_batch_normalization():
