@@ -289,7 +289,8 @@ def _not_run(missing: str) -> str:
 
 def _provenance(row: dict[Any, Any]) -> str:
     cell = f"{row['ours_on']}, B = {row['B']:g}" + (f", α = {row['alpha']:g}" if row["alpha"] > 1 else "")
-    return f"{row['scale']}: {cell}; {row['n']} seeds; {row['dataset']}; {row['device']}"
+    seeds = f"{row['n']} seeds" if row["n"] != 1 else "1 seed"
+    return f"{row['scale']}: {cell}; {seeds}; {row['dataset']}; {row['device']}"
 
 
 def _apart(z: float) -> str:

@@ -48,7 +48,7 @@ def means(
     values = sorted(frame[x].unique())
     for rank, (value, rows) in enumerate(frame.groupby(series, sort=True)):
         table = summarize(rows, x, y)
-        name = f"{symbol} = {value:g} ({table['n'].min()} seeds)"
+        name = f"{symbol} = {value:g} ({seeds(table['n'].min())})"
         _add_means(figure, table[x], table, name, method(rows.iloc[0]), rank, scale)
     if min(values) > 0 and max(values) >= 10 * min(values):
         figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values])
@@ -76,7 +76,7 @@ def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str]) -> go.Figure
             text=[f"{'B' if by == 'batch_size' else 'α'} = {value:g}" for value in across[by]],
             textposition="top center" if rank else "bottom center",
             mode="lines+markers+text",
-            name=f"{name} ({up['n'].min()} seeds)",
+            name=f"{name} ({seeds(up['n'].min())})",
             **_look(color, rank),
         )
     figure.update_xaxes(type="log")
@@ -89,7 +89,7 @@ def strengths(frame: pd.DataFrame, *, y: str, title: str, scale: float = 1) -> g
     for rank, (adaptive, rows) in enumerate(frame.groupby("adaptive")):
         table = summarize(rows, "a", y)
         name = "AdaSmoothOut" if adaptive else "SmoothOut"
-        _add_means(figure, table["a"], table, f"{name} ({table['n'].min()} seeds)", name, rank, scale)
+        _add_means(figure, table["a"], table, f"{name} ({seeds(table['n'].min())})", name, rank, scale)
     return figure
 
 
@@ -134,7 +134,7 @@ def bands(
             hoverinfo="skip",
             showlegend=False,
         )
-        name = f"{symbol} = {value:g} ({rows['seed'].nunique()} seeds)"
+        name = f"{symbol} = {value:g} ({seeds(rows['seed'].nunique())})"
         figure.add_scatter(x=table[x], y=table["mean"], name=name, mode="lines", line=look["line"])
     if log_y:
         figure.update_yaxes(type="log", dtick=1)  # whole decades
@@ -162,6 +162,11 @@ def measured_and_law(
     bars = {"array": half, "thickness": 1.5, "width": 5}
     figure.add_scatter(x=x, y=measured, error_y=bars, name=names[0], mode="markers", marker=marker)
     return figure
+
+
+def seeds(n: int) -> str:
+    """Say how many."""
+    return f"{n} seeds" if n != 1 else "1 seed"
 
 
 def _add_means(

@@ -26,5 +26,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(whole, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; free some space or choose another folder.") from error
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"cannot write {path}: {cause.strerror}; free some space or choose another folder.") from error

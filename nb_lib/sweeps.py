@@ -5,7 +5,10 @@ a lock that its process holds while it lives.  With a Dask client the groups of 
 """
 
 import dataclasses
+import functools
+import gc
 import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -92,7 +95,9 @@ def sweep(
                 measure=measure, keep_weights=keep_weights, progress=progress,
             )  # fmt: skip
     store = store if isinstance(store, RunStore) else RunStore(store)
-    task = _Task(store, device, root, download, measure, keep_weights, time.time() + (budget or 1e9))
+    task = _Task(
+        store, device, root, download, measure, keep_weights, time.time() + (math.inf if budget is None else budget)
+    )
     runs = list(dict.fromkeys(runs))
     with tqdm(total=len(runs), unit="run", smoothing=0, disable=hidden(progress)) as bar, _workers(client) as workers:
         ended = _train_missing(runs, task, workers, bar)
@@ -186,22 +191,25 @@ class _Task:
         try:
             training = Training(group, data)
             until = time.monotonic() + self.deadline - time.time()
-            records = training.finish(checkpoint=self._checkpoint(group), progress=False, until=until, watch=watch)
+            keep = functools.partial(self._keep, training)
+            place = self._checkpoint(group)
+            records = training.finish(checkpoint=place, progress=False, until=until, watch=watch, keep=keep)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
         else:
             if not records:
                 return _Ended(out_of_time=True)
-            records = self._keep(training, records)
             return _Ended(records, epoch_seconds=training.wall_time / training.epoch)
+        training = keep = None  # type: ignore[assignment]  # their memory is what the smaller groups need
         return self._in_halves(group, watch)
 
     def _in_halves(self, group: list[Run], watch: Callable[[str], object] | None) -> _Ended:
         """Out of memory: fewer networks at once, if there is more than one."""
+        gc.collect()
         torch.cuda.empty_cache()
         if len(group) == 1:
-            tqdm.write(f"{group[0].label}: does not fit into the memory of {self.device}; it is left.", file=sys.stderr)
+            tqdm.write(f"{group[0].label}: does not fit into the memory of the device; it is left.", file=sys.stderr)
             return _Ended(too_large=group)
         half = (len(group) + 1) // 2
         tqdm.write(f"{group[0].label}: {len(group)} networks at once do not fit; {half} at once.", file=sys.stderr)
@@ -216,6 +224,8 @@ class _Task:
             if self.measure:
                 found = {} if record.status == "diverged" else self.measure(training.member(k), training.data)
                 record = dataclasses.replace(record, measures=found)
+            elif record.run in self.store:  # made again for its weights
+                record = dataclasses.replace(record, measures=self.store.load(record.run).measures)
             if self.keep_weights:
                 self.store.save_weights(record.run, training.member(k))
             self.store.save(record)
@@ -253,7 +263,7 @@ def _train_missing(runs: list[Run], task: _Task, workers: Any, bar: "tqdm[Any]")
         ended.add(this_round)
         if this_round == _Ended(busy=True):
             time.sleep(_POLL)
-        elif this_round == _Ended():
+        elif this_round == _Ended() and all(task.lacks(run) for run in missing):
             raise InputError(f"the workers do not see the store {task.store.folder}: name a folder that all share.")
 
 
@@ -332,4 +342,5 @@ def _account(runs: list[Run], records: list[Record], ended: _Ended) -> str:
         why += ["out of time: the same call goes on"] * ended.out_of_time
         parts.append(f"{left} left ({', '.join(why)})")
     statuses = Counter(record.status for record in records)
-    return f"{len(runs)} runs: {', '.join(parts)}; {', '.join(f'{n} {status}' for status, n in statuses.items())}."
+    endings = ", ".join(f"{n} {status}" for status, n in statuses.items())
+    return f"{len(runs)} runs: {', '.join(parts)}{'; ' * bool(endings)}{endings}."

@@ -324,6 +324,7 @@ class Training:
         every: float = 30.0,
         until: float = math.inf,
         watch: Callable[[str], object] | None = None,
+        keep: Callable[[list[Record]], list[Record]] | None = None,
     ) -> list[Record]:
         """Train to the end and return a record a run, in order.
 
@@ -338,6 +339,8 @@ class Training:
             the checkpoint then, and the list is empty.
         watch : callable, optional
             Called with a few words after every epoch.
+        keep : callable, optional
+            Stores the records and returns them; the checkpoint stays until it has.
         """
         path = Path(checkpoint) if checkpoint else None
         if path and path.exists():
@@ -359,6 +362,8 @@ class Training:
                     self._save(path)
                     saved = time.monotonic()
         records = self._records()
+        if keep:
+            records = keep(records)
         if path:
             path.unlink(missing_ok=True)
         return records
