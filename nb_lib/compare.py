@@ -246,15 +246,18 @@ def label(table: str, row: dict[str, Any]) -> str:
 
 
 def readable(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The table of `compare` in words: accuracies in percent and gains in points, each ± its standard error."""
+    """The table of `compare` in words: accuracies in percent and gains in points, each ± its standard error.
+
+    The column ``of`` says what our number is of, or, where there is none, the command that runs it or what is lacking.
+    """
     rows = comparison.to_dict("records")
     return pd.DataFrame(
         {
             "network": comparison["network"],
             "method": comparison["method"],
             "published": [_number(r["published"], r["published_se"]) for r in rows],
-            "ours": [_number(r["accuracy"], r["se"]) if r["n"] else _not_run(r["missing"]) for r in rows],
-            "of": [_provenance(r) if r["n"] else "" for r in rows],
+            "ours": [_number(r["accuracy"], r["se"]) if r["n"] else _absent(r["missing"]) for r in rows],
+            "of": [_provenance(r) if r["n"] else r["missing"] for r in rows],
             "gain published": [_number(r["published_gain"], r["published_gain_se"], "+") for r in rows],
             "gain ours": [_number(r["gain"], r["gain_se"], "+") for r in rows],
             "apart": [_apart(r["z"]) for r in rows],
@@ -269,12 +272,11 @@ def styled(comparison: pd.DataFrame) -> "pd.io.formats.style.Styler":
     def color(apart: Any) -> str:
         return f"background-color: {blue if 'agree' in apart else orange}" if apart else ""
 
-    return (
-        readable(comparison)
-        .style.map(color, subset=["apart"])
-        .hide(axis="index")
-        .set_table_attributes('class="dataframe"')
-    )
+    words = readable(comparison)
+    style = words.style.map(color, subset=["apart"]).hide(axis="index").set_table_attributes('class="dataframe"')
+    numbers = [name for name in words if name not in ("of", "method")]
+    style = style.set_properties(subset=numbers, **{"white-space": "nowrap"})
+    return style.set_properties(subset=["of", "method"], **{"min-width": "14em", "text-align": "left"})
 
 
 def _number(value: float, se: float, sign: str = "") -> str:
@@ -283,8 +285,8 @@ def _number(value: float, se: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}" + ("" if math.isnan(se) else f" ± {se:.2f}")
 
 
-def _not_run(missing: str) -> str:
-    return f"not run yet: {missing}" if missing.startswith("python") else missing
+def _absent(missing: str) -> str:
+    return "not run yet" if missing.startswith("python") else "cannot be run"
 
 
 def _provenance(row: dict[Any, Any]) -> str:

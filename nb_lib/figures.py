@@ -29,9 +29,10 @@ def method(row: "pd.Series[float]") -> str:
 
 
 def means(
-    frame: pd.DataFrame, *, x: str, y: str, series: str, symbol: str, titles: tuple[str, str], scale: float = 1
-) -> go.Figure:
-    """Mean of `y` over seeds against `x`, one line a value of `series`, bars for the 95 % interval of the mean.
+    frame: pd.DataFrame, *, x: str, y: str, series: str, symbol: str, titles: tuple[str, str], scale: float = 1,
+    level: float = 0.95,
+) -> go.Figure:  # fmt: skip
+    """Mean of `y` over seeds against `x`, one line a value of `series`, bars for the interval of the mean.
 
     Parameters
     ----------
@@ -43,11 +44,13 @@ def means(
         Of the axes, with units.
     scale : float
         Factor on `y`, e.g. 100 for percent.
+    level : float
+        Of the interval: with two or three seeds, 0.68 is about a standard error, 0.95 is four to thirteen of them.
     """
     figure = go.Figure(layout=_layout(titles))
     values = sorted(frame[x].unique())
     for rank, (value, rows) in enumerate(frame.groupby(series, sort=True)):
-        table = summarize(rows, x, y)
+        table = summarize(rows, x, y, level=level)
         name = f"{symbol} = {value:g} ({seeds(table['n'].min())})"
         _add_means(figure, table[x], table, name, method(rows.iloc[0]), rank, scale)
     if min(values) > 0 and max(values) >= 10 * min(values):
@@ -55,10 +58,10 @@ def means(
     return figure
 
 
-def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str]) -> go.Figure:
+def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str], level: float = 0.95) -> go.Figure:
     """Test accuracy against `x` on two ways to more noise (NE Fig. 3): smaller B, and larger α at the largest B.
 
-    Points are means over seeds, labeled with B or α, with the 95 % intervals of both axes.
+    Points are means over seeds, labeled with B or α, with intervals of that level along both axes.
     """
     figure = go.Figure(layout=_layout(titles))
     largest = frame["batch_size"].max()
@@ -67,7 +70,7 @@ def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str]) -> go.Figure
         f"larger α at B = {largest:g}": (frame[frame["batch_size"] == largest], "alpha", "NE"),
     }
     for rank, (name, (rows, by, color)) in enumerate(ways.items()):
-        across, up = (summarize(rows, by, value) for value in (x, "test_accuracy"))
+        across, up = (summarize(rows, by, value, level=level) for value in (x, "test_accuracy"))
         figure.add_scatter(
             x=across["mean"],
             y=100 * up["mean"],
@@ -79,7 +82,9 @@ def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str]) -> go.Figure
             name=f"{name} ({seeds(up['n'].min())})",
             **_look(color, rank),
         )
-    figure.update_xaxes(type="log")
+    means = frame.groupby(["batch_size", "alpha"])[x].mean()
+    if means.max() > 5 * means.min():
+        figure.update_xaxes(type="log", dtick="D2")
     return figure
 
 

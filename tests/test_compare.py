@@ -115,7 +115,8 @@ def test_words_and_colors_say_how_far_apart_the_gains_are():
     assert words.loc[0, "published"] == "90.17 ± 0.04"
     assert words.loc[1, "gain published"] == "+0.22 ± 0.07"
     assert words.loc[1, "apart"].endswith("s.e., agree")
-    assert words.loc[2, "ours"].startswith("not run yet: python -m nb_lib sweep ne-table2-c1")
+    assert words.loc[2, "ours"] == "not run yet"
+    assert words.loc[2, "of"] == "python -m nb_lib sweep ne-table2-c1 --store results/ --download"
     assert "full: ne-f1, B = 2000, α = 1.5; 3 seeds; a copy; a device" in words.loc[1, "of"]
     far = noisy(grid("ne-table2-f1", seeds=3), lambda r: 0.9 - 0.05 * (r.alpha > 1) + 1e-5 * r.seed * r.alpha)
     comparison = compare("ne-table2", far)
