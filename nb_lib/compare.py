@@ -257,10 +257,10 @@ def readable(comparison: pd.DataFrame) -> pd.DataFrame:
             "method": comparison["method"],
             "published": [_number(r["published"], r["published_se"]) for r in rows],
             "ours": [_number(r["accuracy"], r["se"]) if r["n"] else _absent(r["missing"]) for r in rows],
-            "of": [_provenance(r) if r["n"] else r["missing"] for r in rows],
             "gain published": [_number(r["published_gain"], r["published_gain_se"], "+") for r in rows],
             "gain ours": [_number(r["gain"], r["gain_se"], "+") for r in rows],
             "apart": [_apart(r["z"]) for r in rows],
+            "of": [_provenance(r) if r["n"] else r["missing"] for r in rows],
         }
     )
 
@@ -276,7 +276,7 @@ def styled(comparison: pd.DataFrame) -> "pd.io.formats.style.Styler":
     style = words.style.map(color, subset=["apart"]).hide(axis="index").set_table_attributes('class="dataframe"')
     numbers = [name for name in words if name not in ("of", "method")]
     style = style.set_properties(subset=numbers, **{"white-space": "nowrap"})
-    return style.set_properties(subset=["of", "method"], **{"min-width": "14em", "text-align": "left"})
+    return style.set_properties(subset=["of", "method"], **{"min-width": "11em", "text-align": "left"})
 
 
 def _number(value: float, se: float, sign: str = "") -> str:
