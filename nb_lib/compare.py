@@ -276,7 +276,8 @@ def styled(comparison: pd.DataFrame) -> "pd.io.formats.style.Styler":
     style = words.style.map(color, subset=["apart"]).hide(axis="index").set_table_attributes('class="dataframe"')
     numbers = [name for name in words if name not in ("of", "method")]
     style = style.set_properties(subset=numbers, **{"white-space": "nowrap"})
-    return style.set_properties(subset=["of", "method"], **{"min-width": "11em", "text-align": "left"})
+    style = style.set_properties(subset=["method"], **{"min-width": "7em", "text-align": "left"})
+    return style.set_properties(subset=["of"], **{"min-width": "26em", "text-align": "left"})
 
 
 def _number(value: float, se: float, sign: str = "") -> str:
