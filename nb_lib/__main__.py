@@ -5,20 +5,22 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from nb_lib import LOADED
 from nb_lib.compare import compare, readable
 from nb_lib.device import pick_device
 from nb_lib.errors import InputError
 from nb_lib.measures import measures
 from nb_lib.networks import NETWORKS
-from nb_lib.papers import METHOD, MISSING, SCALES, SIZES, TABLES, grid, overview
-from nb_lib.provenance import provenance
-from nb_lib.runs import Run, frame, read_records, write_lines
+from nb_lib.papers import METHOD, MISSING, NEXT, SCALES, SIZES, TABLES, overview, plan
+from nb_lib.provenance import device_name, provenance
+from nb_lib.runs import Run, frame, merge, merge_by_network, read_records
 from nb_lib.sweeps import Measure, sweep
 
 
@@ -45,18 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--samples", type=int, default=10_000, help="most samples for box and noise [10000]")
     measure.add_argument("--hessian-samples", type=int, default=2_000, help="and for what costs more [2000]")
 
-    _add_sweep(commands.add_parser("sweep", help="train the runs of one of the papers' tables or figures"))
+    _add_sweep(commands.add_parser("sweep", help="train the runs of some of the papers' tables and figures"))
     grids = commands.add_parser("grids", help="list what `sweep` and `compare` know")
     grids.set_defaults(command=_grids)
     _add_compare(commands.add_parser("compare", help="a published table beside ours"))
     merge = commands.add_parser("merge", help="add the records of stores to a file of JSON lines, as the book has them")
     merge.add_argument("stores", nargs="+", metavar="STORE", help="folders of records, or other such files")
-    merge.add_argument("--into", required=True, metavar="FILE", help="records already in it stay")
+    merge.add_argument(
+        "--into", required=True, metavar="FILE", help="records already in it stay; of a folder the file of each network"
+    )
     merge.set_defaults(command=_merge)
 
     bench = commands.add_parser("bench", help="what methods, measures and trainings cost, as ratios")
     bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
     bench.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
+    bench.add_argument("--short", action="store_true", help="trainings only, in under a minute on a GPU")
     bench.set_defaults(command=_bench)
     return parser
 
@@ -81,13 +86,23 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("grid", help="a name from `grids`, or the beginning of several (ne-table2)")
+    parser.add_argument(
+        "grids",
+        nargs="+",
+        metavar="GRID",
+        help="names from `grids`, or beginnings of several (ne-table2), in the order in which to train them; "
+        "next: what is missing most",
+    )
     parser.add_argument("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
     parser.add_argument("--seeds", type=int, help="[the scale's]")
     parser.add_argument(
         "--store", required=True, help="folder of records: stored runs are skipped, killed ones resumed"
     )
     parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 8m, 2h")
+    parser.add_argument(
+        "--have", nargs="+", default=[], metavar="FILE", help="JSON lines, or stores, of runs that count as done"
+    )
+    parser.add_argument("--into", metavar="FILE", help="keep all records of the store in this file too, to carry home")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers shall train")
     parser.add_argument("--measure", action="store_true", help="also measure every trained network (slow)")
     parser.add_argument("--keep-weights", action="store_true", help="also keep the trained weights")
@@ -100,7 +115,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", help=", ".join(TABLES))
     parser.add_argument("--store", nargs="+", default=[], help="folders of records, or files of JSON lines")
-    parser.add_argument("--scale", help="[the largest scale of which there are records]")
+    parser.add_argument("--scale", help="[all of which there are records]")
     parser.set_defaults(command=_compare)
 
 
@@ -129,6 +144,7 @@ def _train(options: argparse.Namespace) -> None:
     run = Run.from_dict({name: value for name, value in given.items() if value is not None})
     runs = [dataclasses.replace(run, seed=run.seed + k) for k in range(options.seeds)]
     where = {"device": options.device, "root": options.root, "download": options.download}
+    _say_where(options.device)
     records = sweep(runs, options.store, **where, measure=_measure(options))
     shown = ["seed", "status", "test_accuracy", "best_test_accuracy", "train_loss", "test_loss", "updates", "wall_time"]
     table = frame(records)[shown]
@@ -146,11 +162,15 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
-    runs = grid(options.grid, options.scale, seeds=options.seeds, **given)
+    runs = plan(options.grids, options.scale, seeds=options.seeds, **given)
+    if not options.scheduler:
+        _say_where(options.device)
     records = sweep(
         runs,
         options.store,
-        budget=options.budget,
+        budget=options.budget and options.budget - (time.monotonic() - LOADED),
+        have=[record for source in options.have for record in read_records(source)],
+        into=options.into,
         client=options.scheduler,
         device=options.device,
         root=options.root,
@@ -159,15 +179,25 @@ def _sweep(options: argparse.Namespace) -> None:
         keep_weights=options.keep_weights,
     )
     if records:
-        cells = ["network", "batch_size", *(name for name in METHOD if len({getattr(r, name) for r in runs}) > 1)]
+        fields = ("dataset", "precision", *METHOD)
+        varied = [name for name in fields if len({getattr(record.run, name) for record in records}) > 1]
         found = frame(records).assign(test_accuracy=lambda table: 100 * table.test_accuracy)
         columns = {"n": ("seed", "count"), "accuracy_%": ("test_accuracy", "mean"), "std": ("test_accuracy", "std")}
-        print(found.groupby(cells).agg(**columns, updates=("updates", "mean")).reset_index().to_string(index=False))
+        cells = found.groupby(["network", "batch_size", *varied])
+        print(cells.agg(**columns, updates=("updates", "mean")).reset_index().to_string(index=False))
+
+
+def _say_where(device: str) -> None:
+    """Say before anything long begins where it will run, and if that is not where one may have meant it to."""
+    found = pick_device(device)
+    fallback = "there is no CUDA device: " if device == "auto" and found.type == "cpu" else ""
+    print(f"{fallback}training on {device_name(found)}", file=sys.stderr, flush=True)
 
 
 def _grids(_: argparse.Namespace) -> None:
     print("runs at each scale:")
     print(overview().to_string(index=False))
+    print("next: " + "; ".join(step.name for step in NEXT))
     for network, sizes in SIZES.items():
         print(f"{network}: " + "; ".join(f"{scale}: {sizes[scale].doc}" for scale in SCALES))
     print("not here: " + "; ".join(f"{what} (lacks {why})" for what, why in MISSING.items()))
@@ -180,10 +210,12 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    sources = [*([options.into] if Path(options.into).exists() else []), *options.stores]
-    records = {record.key: record for source in reversed(sources) for record in read_records(source)}
-    write_lines(records.values(), options.into)
-    print(f"{options.into}: {len(records)} records")
+    into = Path(options.into)
+    if not into.is_dir():
+        print(f"{into}: {merge(options.stores, into)} records")
+        return
+    for file, count in merge_by_network(options.stores, into).items():
+        print(f"{file}: {count} records")
 
 
 def _measure(options: argparse.Namespace) -> Measure | None:
@@ -196,11 +228,14 @@ def _measure(options: argparse.Namespace) -> Measure | None:
 def _bench(options: argparse.Namespace) -> None:
     from nb_lib.bench import bench
     from nb_lib.bench_measures import bench_measures
-    from nb_lib.bench_training import bench_training, projected_hours
+    from nb_lib.bench_training import bench_training, projected_hours, short_cases
 
     device = pick_device(options.device)
     origin = provenance(device)
     print(f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}; ratios of steps timed in turn")
+    if options.short:
+        _print(bench_training(device, rounds=2, chosen=short_cases(device), limit=45))
+        return
     _print(bench(device, rounds=options.rounds))
     print("\nmeasuring a network: ratios of times, and the values reached")
     _print(bench_measures(device))

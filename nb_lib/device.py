@@ -1,6 +1,8 @@
 """Surroundings of a training: device, precision, global random numbers kept out of the way, progress bars."""
 
+import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from nb_lib.errors import InputError
+
+Key = tuple[object, ...]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -44,7 +48,11 @@ def random_state(device: torch.device, state: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Full float32 products, TF32 ones, or bfloat16 by autocast; torch's settings are put back afterwards."""
+    """Full float32 products, TF32 ones, or bfloat16 by autocast; torch's settings are put back afterwards.
+
+    Inside, torch's older settings (``allow_tf32``, ``get_float32_matmul_precision``) raise when read, as torch.compile
+    and the profiler do: combine "tf32" with neither.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -58,45 +66,76 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
             backend.fp32_precision = value
 
 
-class Replayed:
-    """A function of tensors on the device, which on CUDA is recorded as a graph and from then on replayed.
+def records(device: torch.device) -> bool:
+    """Whether steps on this device are recorded as graphs (see `Graphs`)."""
+    return device.type == "cuda"
 
-    Its first calls run as they are, which also lets libraries and optimizers allocate what they need; then the
-    operations of one call are recorded, once for each shape of its first argument, and replayed at one launch a call.
-    The function may read and write any tensors at fixed addresses.  What it returns is overwritten by the next call.
-    Call it within `own_stream`.  On a CPU it is the function itself.
+
+class Graphs:
+    """Calls functions of tensors; on CUDA it records each as a graph, which it replays from then on.
+
+    The first calls run as they are, which also lets libraries and optimizers allocate what they need; then the
+    operations of one call are recorded, once for each shape of the arguments, and replayed at one launch a call.  A
+    function may read and write any tensors at fixed addresses; numbers of Python are recorded as they are.  What it
+    returns is overwritten by the next call.  Call it within `own_stream`.  On a CPU it only calls.
+
+    It keeps functions by their names, not the functions: the owner of a method is not kept alive, nor the gigabytes
+    that its graphs hold.
+
+    Parameters
+    ----------
+    device : torch.device
     """
 
-    _ORDINARY_CALLS = 3
+    ORDINARY_CALLS = 3
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.calls: dict[object, int] = {}
-        self.graphs: dict[object, tuple[torch.cuda.CUDAGraph, tuple[Any, ...], Any]] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.recording = records(device)
+        self._calls: Counter[Key] = Counter()
+        self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, tuple[Any, ...], Any]] = {}
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Call or replay; arguments that are not tensors belong to the shape."""
-        if not (torch.cuda.is_available() and torch.cuda.current_stream() != torch.cuda.default_stream()):
-            return self.function(*arguments)
-        key = tuple(a.shape if isinstance(a, torch.Tensor) else a for a in arguments)
-        self.calls[key] = self.calls.get(key, 0) + 1
-        if self.calls[key] <= self._ORDINARY_CALLS:
-            return self.function(*arguments)
-        if key not in self.graphs:
-            self.graphs[key] = self._record(arguments)
-        graph, inputs, result = self.graphs[key]
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call or replay; of arguments that are not tensors each value is recorded anew."""
+        if not self.recording:
+            return function(*arguments)
+        key = (function.__name__, *(a.shape if isinstance(a, Tensor) else a for a in arguments))
+        self._calls[key] += 1
+        if self._calls[key] <= self.ORDINARY_CALLS:
+            return function(*arguments)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(function, arguments)
+        graph, inputs, result = self._graphs[key]
         for mine, given in zip(inputs, arguments, strict=True):
-            if isinstance(mine, torch.Tensor):
+            if isinstance(mine, Tensor):
                 mine.copy_(given)
         graph.replay()
         return result
 
-    def _record(self, arguments: tuple[Any, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Any, ...], Any]:
-        inputs = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in arguments)
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def forget(self, *functions: Callable[..., Any]) -> None:
+        """Record these anew: tensors that they refer to lie elsewhere now."""
+        names = {function.__name__ for function in functions}
+        for key in [key for key in self._calls if key[0] in names]:
+            del self._calls[key]
+            self._graphs.pop(key, None)
+
+    def _record(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Any, ...], Any]:
+        inputs = tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            result = self.function(*inputs)
+            result = function(*inputs)
         return graph, inputs, result
+
+
+def let_go(device: torch.device) -> None:
+    """Give memory that nothing refers to any more back to the device, so that what comes next finds it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 from typing import Literal
 
 import torch
@@ -20,13 +20,50 @@ from nb_lib.errors import InputError, known
 Shape = tuple[int, int, int]
 
 
+#: Ways to cut a batch into ghost batches, see `part_sizes`.
+CUTTINGS = ("rest", "even")
+
+
+def part_sizes(n: int, size: int, batch_size: int | None = None) -> list[int]:
+    """Sizes of the parts into which `n` samples are cut, for ghost batches and for draws of weight noise.
+
+    A last part of one sample joins its neighbor, because one sample has no variance.
+
+    Parameters
+    ----------
+    n : int
+        Samples to be cut.
+    size : int
+        Samples a part, at least 2.
+    batch_size : int, optional
+        None cuts parts of `size` and the rest.  B cuts ``B // size`` nearly equal parts, as ``torch.chunk`` does in
+        the SmoothOut authors' code, however many samples there are: the last batch of an epoch gives as many parts.
+
+    >>> part_sizes(300, 128), part_sizes(300, 128, batch_size=300)
+    ([128, 128, 44], [150, 150])
+    >>> part_sizes(5000, 128, batch_size=5000) == 38 * [129] + [98]
+    True
+    >>> part_sizes(88, 128, batch_size=256)
+    [44, 44]
+    """
+    if batch_size is not None:
+        parts = max(1, batch_size // size)
+        size = max(2, ceil(n / parts))
+    sizes = n // size * [size]
+    rest = n % size
+    if rest == 1 and sizes:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
 class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization over groups of at most `group_size` samples (Hoffer et al. 2017).
 
     Takes [n, features] and [n, features, height, width].  In training mode each group is normalized by its own
-    statistics, and the running ones take the groups in one after the other, each with `momentum`; a last group of
-    one sample joins its neighbor, because one sample has no variance.  In evaluation mode it is plain batch
-    normalization with the running statistics.
+    statistics, and the running ones take the groups in one after the other, each with `momentum`.  In evaluation mode
+    it is plain batch normalization with the running statistics.
 
     Parameters
     ----------
@@ -36,13 +73,18 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     minibatches : int
         How many minibatches of equal size lie one after the other in what comes in: 2 for noise enhancement.  No
         group crosses from one into the next.
+    batch_size : int, optional
+        Samples of a whole minibatch: cut it into ``batch_size // group_size`` nearly equal groups; None cuts groups of
+        `group_size` and the rest (see `part_sizes`).
     """
 
-    def __init__(self, features: int, group_size: int | None = None, *, minibatches: int = 1) -> None:
+    def __init__(
+        self, features: int, group_size: int | None = None, *, minibatches: int = 1, batch_size: int | None = None
+    ) -> None:
         super().__init__(features)
         if group_size is not None and group_size < 2:
             raise InputError(f"ghost batch normalization needs groups of at least 2 samples, not {group_size}.")
-        self.group_size, self.minibatches = group_size, minibatches
+        self.group_size, self.minibatches, self.batch_size = group_size, minibatches, batch_size
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -54,7 +96,7 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         sizes = self._group_sizes(len(input))
         if len(sizes) == 1:
             return super().forward(input)
-        if input.is_cuda and len(set(sizes)) == 1 and self._foldable():
+        if input.is_cuda and self._foldable(input, sizes):
             return self._folded(input, len(sizes))
         return torch.cat([super(GhostBatchNorm, self).forward(group) for group in input.split(sizes)])
 
@@ -62,18 +104,20 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         size, left_over = divmod(n, self.minibatches)
         if left_over:
             raise InputError(f"{n} samples are not {self.minibatches} minibatches of equal size.")
-        groups, short = divmod(size, self.group_size or size)
-        sizes = [self.group_size or size] * groups
-        if short == 1 and groups:
-            sizes[-1] += 1
-        elif short:
-            sizes.append(short)
-        return sizes * self.minibatches
+        if self.group_size is None:
+            return self.minibatches * [size]
+        return self.minibatches * part_sizes(size, self.group_size, self.batch_size)
 
-    def _foldable(self) -> bool:
-        """Whether `_folded` can do it: not for layers without gain or running statistics, or with averaged ones."""
+    def _foldable(self, input: Tensor, sizes: Sequence[int]) -> bool:
+        """Whether `_folded` can do it, and pays.
+
+        It cannot for groups of unequal size, nor for layers without gain or running statistics, or with averaged ones.
+        Images are better left as they are: folded, they would go through all later convolutions in the slower order,
+        channels first, and in a recorded step the launches that folding saves cost nothing.
+        """
         tracked = self.track_running_stats and self.running_mean is not None
-        return tracked and self.weight is not None and self.momentum is not None
+        usual = tracked and self.weight is not None and self.momentum is not None
+        return usual and input.ndim == 2 and len(set(sizes)) == 1
 
     def _folded(self, input: Tensor, groups: int) -> Tensor:
         """All groups in one call, as channels of their own: two copies, but one launch instead of one a group."""
@@ -92,7 +136,7 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         groups, momentum = stats.shape[1], self.momentum or 0.0
         keep = 1 - momentum
         weights = momentum * keep ** torch.arange(groups - 1, -1, -1, device=stats.device, dtype=stats.dtype)
-        mean, var = torch.einsum("k,skf->sf", weights, stats)
+        mean, var = (stats * weights[:, None]).sum(1)  # no matrix product: those are rounded under tf32 and autocast
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -102,7 +146,8 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         """Show groups and minibatches in ``print(model)``."""
-        return f"{self.num_features}, group_size={self.group_size}, minibatches={self.minibatches}"
+        cut = "" if self.batch_size is None else f", batch_size={self.batch_size}"
+        return f"{self.num_features}, group_size={self.group_size}, minibatches={self.minibatches}{cut}"
 
 
 def ghost_batch_norm_(model: nn.Module, group_size: int | None = None, *, minibatches: int = 1) -> nn.Module:
@@ -140,7 +185,13 @@ class StackedLinear(nn.Module):
 @cache
 def stackable(name: str) -> bool:
     """Whether `stack` can hold copies of the network `name`: a plain chain of Flatten, Linear and ReLU."""
-    return all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU) for m in _skeleton(name, (1, 64, 64), 2, None, 1))
+    return all(isinstance(m, nn.Flatten | nn.Linear | nn.ReLU) for m in _skeleton(name, (1, 64, 64), 2))
+
+
+@cache
+def convolutional(name: str) -> bool:
+    """Whether the network `name` has convolutions."""
+    return any(isinstance(m, nn.Conv2d) for m in _skeleton(name, (1, 64, 64), 2))
 
 
 @cache
@@ -150,7 +201,7 @@ def parameter_count(name: str, shape: Shape, classes: int = 10) -> int:
     >>> parameter_count("ne-f1", (1, 28, 28))
     1900510
     """
-    return sum(p.numel() for p in _skeleton(name, shape, classes, None, 1).parameters())
+    return sum(p.numel() for p in _skeleton(name, shape, classes).parameters())
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Sequential:
@@ -268,6 +319,7 @@ def build(
     seed: int = 0,
     group_size: int | None = None,
     minibatches: int = 1,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> nn.Sequential:
     """Build the network `name` for images `shape` [C, H, W], initialized from `seed` alone.
@@ -281,25 +333,38 @@ def build(
         Ghost batch of the batch normalization; None takes the published one (100 for NE, 128 for SmoothOut).
     minibatches : int
         2 if the network is to be trained with noise enhancement.
+    batch_size : int, optional
+        Samples of a whole minibatch, if it is to be cut into nearly equal ghost batches (see `part_sizes`).
 
     Raises
     ------
     InputError
         Unknown name, or images too small for the network.
     """
-    model = _skeleton(name, shape, classes, group_size, minibatches).to_empty(device="cpu")
+    model = _skeleton(name, shape, classes, group_size, minibatches, batch_size).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         _initialize(module, NETWORKS[name].init, generator)
     return model.to(device)
 
 
-def _skeleton(name: str, shape: Shape, classes: int, group_size: int | None, minibatches: int) -> nn.Sequential:
+def _skeleton(
+    name: str,
+    shape: Shape,
+    classes: int,
+    group_size: int | None = None,
+    minibatches: int = 1,
+    batch_size: int | None = None,
+) -> nn.Sequential:
     """Build the layers without memory: torch's own initialization would draw from the global generator."""
     spec = NETWORKS[known("network", name, NETWORKS)]
     group = group_size or spec.group_size
+
+    def norm(features: int) -> GhostBatchNorm:
+        return GhostBatchNorm(features, group, minibatches=minibatches, batch_size=batch_size)
+
     with torch.device("meta"):
-        return nn.Sequential(*spec.layers(shape, classes, lambda n: GhostBatchNorm(n, group, minibatches=minibatches)))
+        return nn.Sequential(*spec.layers(shape, classes, norm))
 
 
 @torch.no_grad()

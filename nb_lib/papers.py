@@ -6,7 +6,7 @@ are).  Where a paper is silent the choice made here is marked; the numbers are t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any
@@ -20,11 +20,12 @@ Cell = dict[str, Any]
 _A, _ADAPTIVE_A = 0.0375, 0.15  # SmoothOut's and AdaSmoothOut's strengths, throughout the paper
 
 _NE: Cell = {"optimizer": "adam", "lr": 1e-3, "inputs": "unit", "epochs": 2000}  # the epoch limit is ours
-_SMOOTHOUT: Cell = {  # sec. IV; epochs, input scaling and noise by ghost batch are those of the authors' code
+_SMOOTHOUT: Cell = {  # sec. IV; epochs, input scaling, noise by ghost batch and its cutting: the authors' code
     "optimizer": "adam",
     "lr": 1e-3,
     "epochs": 200,
     "noise_batch": 128,
+    "cutting": "even",
     "inputs": "imagenet",
 }
 #: How each network is trained: fields of a `Run`, without method, batch size and seed.
@@ -294,7 +295,7 @@ def grid(name: str, scale: str = "full", *, seeds: int | None = None, **given: A
         For an unknown name or scale.
     """
     known("scale", scale, SCALES)
-    names = [n for n in GRIDS if n == name or n.startswith(f"{name}-")] or [known("grid", name, GRIDS)]
+    names = [n for n in GRIDS if n == name or n.startswith(f"{name}-")] or [known("grid", name, [*GRIDS, "next"])]
     per_grid = [_seeds(GRIDS[n], scale, seeds, given) for n in names]
     rounds = zip_longest(*per_grid, fillvalue=())  # one seed of everything, then the next
     return list(dict.fromkeys(run for one_round in rounds for runs in one_round for run in runs))
@@ -306,9 +307,90 @@ def _seeds(grid: Grid, scale: str, seeds: int | None, given: Cell) -> list[list[
     common = protocol(grid.network) | size.fields | {n: v for n, v in given.items() if v is not None}
     first = common.pop("seed", 0)
     return [
-        [Run.from_dict({**common, **cell, "seed": first + seed}) for cell in grid.at(scale)]
+        [Run.from_dict(_cut({**common, **cell, "seed": first + seed})) for cell in grid.at(scale)]
         for seed in range(size.seeds if seeds is None else seeds)
     ]
+
+
+def _cut(run: Cell) -> Cell:
+    """Leave out how a batch is cut where it is no larger than a part, so that it makes no other run of it."""
+    cut = run["batch_size"] > run.get("noise_batch", math.inf)
+    return run if cut else {name: value for name, value in run.items() if name != "cutting"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One experiment of a plan, and how it differs from the grid of its name at full scale."""
+
+    grid: str
+    seeds: int | None = None  # None: the grid's own
+    alphas: tuple[float, ...] = ()  # only these; none named: all
+    dataset: str | None = None
+    precision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The grid's, with what is taken out of it."""
+        chosen = " and ".join(f"{alpha:g}" for alpha in self.alphas)
+        return f"{self.grid}, α = {chosen}" if chosen else self.grid
+
+    def runs(self, scale: str, seeds: int | None, given: Cell) -> list[Run]:
+        """The runs at a scale; below the full one of all α and the scale's own seeds, tiny on the embedded data."""
+        here: Cell = {"dataset": self.dataset, "precision": self.precision} if scale != "tiny" else {}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        own = self.seeds if scale == "full" else None
+        runs = grid(self.grid, scale, seeds=own if seeds is None else seeds, **(here | chosen))
+        alphas = self.alphas if scale == "full" else ()
+        return [run for run in runs if not alphas or run.alpha in alphas]
+
+
+_JPEG = "folder:cifar10"  # the copy of CIFAR-10 that the recorded runs were made on
+#: What is missing most, in the order in which a GPU's minutes tell most: F1 of both papers first, which is cheap, then
+#: a first look at C1, its tables of SmoothOut, the published gain that is large against its spread, and a whole figure.
+NEXT = (
+    Step("ne-table2-f1"),
+    Step("ne-table3-f1", precision="tf32"),
+    Step("smoothout-table1-f1"),
+    Step("ne-table2-c1", seeds=1, dataset=_JPEG, precision="bfloat16"),
+    Step("smoothout-table1-c1", dataset=_JPEG, precision="tf32"),
+    Step("smoothout-table3-c1", dataset=_JPEG, precision="tf32"),
+    Step("ne-table2-c1", seeds=4, alphas=(1, 1.5), dataset=_JPEG, precision="bfloat16"),
+    Step("ne-fig2-f1", seeds=5, precision="tf32"),
+)
+
+
+def plan(names: Iterable[str], scale: str = "full", *, seeds: int | None = None, **given: Any) -> dict[str, list[Run]]:
+    """Return the runs of several experiments, by name, in the order in which they shall be trained.
+
+    Parameters
+    ----------
+    names : iterable of str
+        As for `grid`; ``"next"`` is all of `NEXT`.
+    scale, seeds, **given
+        As for `grid`; what is given, and not None, goes before what `NEXT` says.
+
+    Raises
+    ------
+    InputError
+        For an unknown name or scale.
+    """
+    found: dict[str, list[Run]] = {}
+    for name in names:
+        if name == "next":
+            for step in NEXT:
+                found.setdefault(step.name, []).extend(step.runs(scale, seeds, given))
+        else:
+            found.setdefault(name, []).extend(grid(name, scale, seeds=seeds, **given))
+    return {name: list(dict.fromkeys(runs)) for name, runs in found.items()}
+
+
+def published_epochs(run: Run) -> float:
+    """Epochs that such a run took in NE Table 2; NaN for others."""
+    samples = _SAMPLES.get(run.network)
+    row = ne_table_2().query("network == @run.network and alpha == @run.alpha and batch_size == @run.batch_size")
+    if run.train_size or not samples or row.empty:
+        return math.nan
+    return float(row["updates"].iloc[0]) / math.ceil(samples / run.batch_size)
 
 
 def overview() -> pd.DataFrame:
@@ -340,6 +422,7 @@ ne-c1 10  5000 88.26 0.23
 ne-c2  1   600 61.40 0.54
 ne-c2  5  5000 61.53 0.35
 """
+_SAMPLES = {"ne-f1": 60_000, "ne-c1": 50_000, "ne-c2": 50_000}  # training images
 _NE_COLUMNS = ["network", "alpha", "batch_size", "accuracy", "accuracy_std", "updates", "updates_std"]
 _TABLE_I = """
 smoothout-f1  256 98.49 98.61

@@ -1,5 +1,6 @@
 """Where a result came from: machine, versions, commit, date."""
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -32,11 +33,16 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Commit of the source tree, with ``+changes`` if it has uncommitted ones; "unknown" outside a checkout."""
+    """Commit of the source tree, with ``+changes`` if it has uncommitted ones.
+
+    Where git or its folder is missing it is what the environment variable NB_LIB_COMMIT says, else "unknown".
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # in some other project's repository git would answer with that project's commit
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("NB_LIB_COMMIT", "unknown")
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

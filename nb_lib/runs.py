@@ -18,7 +18,7 @@ from nb_lib.data import DATASETS, NORMALIZATIONS
 from nb_lib.errors import InputError, known
 from nb_lib.files import write_atomically
 from nb_lib.flat import SELECTIONS
-from nb_lib.networks import NETWORKS
+from nb_lib.networks import CUTTINGS, NETWORKS
 from nb_lib.noise_enhancement import check_alpha
 from nb_lib.smoothout import DISTRIBUTIONS, check_strength
 
@@ -55,6 +55,9 @@ class Run:
         Samples that share one draw of the weight noise: None is the whole batch (Algorithm 1), 128 the authors' code.
     ghost_batch : int or None
         Group size of ghost batch normalization; None takes the network's published one.
+    cutting : str
+        How a batch is cut into parts of these two sizes, one of `networks.CUTTINGS`: "rest" cuts parts of exactly that
+        size and what is left over, "even" B // size nearly equal parts, as the SmoothOut authors' code does.
     optimizer, lr, momentum, weight_decay, clip
         `momentum` for "sgd" only; `clip` is the largest global gradient norm.
     lr_scaling : str
@@ -93,6 +96,7 @@ class Run:
     denoise: bool = True
     noise_batch: int | None = None
     ghost_batch: int | None = None
+    cutting: str = "rest"
     optimizer: str = "adam"
     lr: float = 1e-3
     momentum: float = 0.0
@@ -119,6 +123,7 @@ class Run:
         known("optimizer", self.optimizer, OPTIMIZERS)
         known("learning-rate scaling", self.lr_scaling, LR_SCALINGS)
         known("precision", self.precision, PRECISIONS)
+        known("cutting", self.cutting, CUTTINGS)
         check_alpha(self.alpha)
         check_strength(self.a)
         for name in ("batch_size", "epochs", "lr_reference", "noise_batch", "train_size"):
@@ -363,6 +368,33 @@ def write_lines(records: Iterable[Record], path: str | os.PathLike[str]) -> None
     """Write records as JSON lines, sorted by their runs, so that changed results are a readable difference."""
     lines = [record.to_json() for record in sorted(records, key=lambda record: json.dumps(record.run.to_dict()))]
     write_atomically(Path(path), lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+def merge(sources: Iterable[str | os.PathLike[str]], into: str | os.PathLike[str]) -> int:
+    """Add the records of stores and of files of JSON lines to such a file, and return how many it has then.
+
+    Records already in it stay; of a run that several sources hold the first counts.
+    """
+    paths = [*([into] if Path(into).exists() else []), *sources]
+    records = {record.key: record for path in reversed(paths) for record in read_records(path)}
+    write_lines(records.values(), into)
+    return len(records)
+
+
+def merge_by_network(sources: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> dict[Path, int]:
+    """Add the records of stores and files to the files of a folder, and return how many each changed file has then.
+
+    A record goes to ``<network>.jsonl``; one that any file of the folder holds already stays where and as it is.
+    """
+    there = {record.key for file in Path(folder).glob("*.jsonl") for record in read_lines(file)}
+    records = {record.key: record for source in sources for record in read_records(source)}
+    new: dict[Path, list[Record]] = {}
+    for record in records.values():
+        if record.key not in there:
+            new.setdefault(Path(folder, f"{record.run.network.replace('-', '_')}.jsonl"), []).append(record)
+    for file, found in new.items():
+        write_lines([*(read_lines(file) if file.exists() else []), *found], file)
+    return {file: len(read_lines(file)) for file in sorted(new)}
 
 
 def curves(records: Iterable[Record]) -> pd.DataFrame:

@@ -97,8 +97,6 @@ class SmoothOut:
             columns = (self._noise, self.flat.clean, self.flat.work)
             self._rows = list(zip(*(self.flat.rows(vector) for vector in columns), strict=True))
         self._noisy = False
-        #: Factor in [0, 1] of each perturbed weight's noise, [n]: networks side by side may differ in a.
-        self.shares: Tensor | None = None
 
     @property
     def a(self) -> float:
@@ -206,8 +204,6 @@ class SmoothOut:
             torch.add(clean, self._next_odd() * (self.a * _UNIT), out=work)
         else:
             torch.add(clean, self._next_odd(), alpha=self.a * _UNIT, out=work)
-        if self.shares is not None:
-            torch.lerp(clean, work, self.shares, out=work)
         self.flat.written()
         return None
 

@@ -6,13 +6,18 @@ losses) judged once an epoch, the learning rate halved once at L*, stop below L*
 epochs with learning rates by epoch.
 
 On a GPU most steps of the papers are too short to be launched operation by operation, so forward and backward pass
-are recorded as one CUDA graph and the update as another (`device.Replayed`).  What draws random numbers of its own,
+are recorded as one CUDA graph and the update as another (`device.Graphs`).  What draws random numbers of its own,
 order and weight noise, stays outside: runs are the same with and without graphs.
+
+"Bit for bit" holds on a CPU with one number of threads.  On CUDA it holds for dense networks; cuDNN may add up the
+gradients of convolutions and overlapping pooling in another order each time.
 """
 
 import math
 import os
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,11 +31,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nb_lib.data import Data, Split, epoch_indices, load
-from nb_lib.device import Replayed, hidden, own_stream, pick_device, precision, random_state
+from nb_lib.device import Graphs, hidden, own_stream, pick_device, precision, random_state
 from nb_lib.errors import InputError
 from nb_lib.files import write_atomically
 from nb_lib.flat import FlatParameters
-from nb_lib.networks import build, stack, stackable, unstack
+from nb_lib.networks import build, part_sizes, stack, stackable, unstack
 from nb_lib.noise_enhancement import noise_enhanced_loss
 from nb_lib.provenance import provenance
 from nb_lib.runs import Record, Run, RunStore
@@ -107,29 +112,24 @@ def train(
     return Training([run], data).finish(checkpoint=checkpoint, progress=progress)[0]
 
 
-def side_by_side(runs: Iterable[Run], *, most: int = 32, differing: Sequence[str] = ("seed",)) -> list[list[Run]]:
-    """Group runs that one batched model can hold: plain dense networks without clipping, alike but for some fields.
+def side_by_side(runs: Iterable[Run], *, most: int = 32) -> list[list[Run]]:
+    """Group runs that one batched model can hold: plain dense networks without clipping, alike but for the seed.
 
     Parameters
     ----------
     runs : iterable of Run
     most : int
         Runs a group, at most.
-    differing : sequence of str
-        What may differ within a group: "seed", also "alpha" (above 1) and "a" (above 0), whose runs may end at very
-        different times: a group takes as long as its longest run.
     """
     groups: dict[Run, list[Run]] = {}
     for run in runs:
-        neutral: dict[str, Any] = {"seed": 0, "alpha": 2.0 if run.alpha > 1 else 1.0, "a": float(run.a > 0)}
         together = run.clip is None and stackable(run.network)
-        like = replace(run, **{name: neutral[name] for name in differing}) if together else run
-        groups.setdefault(like, []).append(run)
+        groups.setdefault(replace(run, seed=0) if together else run, []).append(run)
     return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
 
 
 class Training:
-    """State of one training, or of several side by side that differ in seed, α or a.
+    """State of one training, or of several side by side that differ in their seeds.
 
     Parameters
     ----------
@@ -158,8 +158,8 @@ class Training:
         self.data = _channels_last(data)
         self.model = _build(self.runs, data, self.streams)
         self.optimizer = _optimizer(run, self.model)
-        self.smooth = _smoothout(self.runs, self.model)
-        self._alpha = _one_or_each([r.alpha for r in runs], device)
+        self.smooth = _smoothout(run, self.model)
+        self._graphs = Graphs(device)
         self._lr = torch.tensor(run.lr, device=device)
         self._order = [torch.Generator(device).manual_seed(_seed(r, "order")) for r in runs]
         devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
@@ -168,8 +168,9 @@ class Training:
             self._weights = FlatParameters(self.model, "all")
         self._between_tests = max(1, round(len(data.test) / self.n))  # epochs: testing shall not outweigh training
         self._factors = [1.0] * len(runs)  # of the learning rate: 1, 1/2 after L*, 0 when done
-        self._set_factors()
+        self._scale: Tensor | None = None  # the same along the weights of all; None while one rate does
         self.epoch, self.updates, self.wall_time = 0, 0, 0.0
+        self._lately: deque[float] = deque(maxlen=3)  # seconds of the last epochs
         self.status: list[str | None] = [None] * len(runs)
         self.curves: list[list[dict[str, float]]] = [[] for _ in runs]
 
@@ -200,13 +201,19 @@ class Training:
         losses = (loss / self.n).tolist()
         worst = max((x for x, ended in zip(losses, self.status, strict=True) if not ended), default=math.nan)
         self._judge(losses, lr)
-        self.wall_time += time.perf_counter() - started
+        self._lately.append(time.perf_counter() - started)
+        self.wall_time += self._lately[-1]
         return worst
 
+    @property
+    def pace(self) -> float:
+        """Seconds an epoch takes, of the last three; 0 before the first."""
+        return statistics.median(self._lately) if self._lately else 0.0
+
     def _set_lr(self, lr: float) -> None:
-        """On a GPU the rate is a tensor of fixed address, which the recorded update reads."""
+        """A recorded update reads the rate from a tensor of fixed address."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr.fill_(lr) if self._lr.is_cuda else lr
+            group["lr"] = self._lr.fill_(lr) if self._graphs.recording else lr
 
     def _batches(self) -> tuple[Tensor, ...]:
         """Indices [K, streams, b] of each update: every run its own shuffles, two independent ones for NE."""
@@ -217,16 +224,16 @@ class Training:
         """One update; returns the summed losses of B_t, [K]."""
         size = index.shape[-1]
         total: Tensor | float = 0.0
-        for part in index.split((self.smooth and self.run.noise_batch) or size, dim=-1):
+        for part in index.split(_noise_parts(self.run, size), dim=-1):
             with self.smooth.perturbed() if self.smooth else nullcontext():
-                total = total + self._backward(part, part.shape[-1] / size)
-        self._update()
+                total = total + self._graphs(self._gradients, part, part.shape[-1] / size)
+        self._graphs(self._move)
         return total  # type: ignore[return-value]
 
     def _gradients(self, index: Tensor, share: float) -> Tensor:
         """Add `share` of the gradients on the samples `index` [K, streams, b]; returns summed losses of B_t, [K]."""
         losses = self._losses(index)
-        mean = losses.mean(-1) if self.streams == 1 else noise_enhanced_loss(losses, self._alpha)
+        mean = losses.mean(-1) if self.streams == 1 else noise_enhanced_loss(losses, self.run.alpha)
         (mean.sum() * share).backward()
         return losses.detach()[:, : index.shape[-1]].sum(-1)
 
@@ -249,20 +256,20 @@ class Training:
                 self._weights.save()
                 self.optimizer.step()
                 torch.lerp(self._weights.clean, self._weights.work, self._scale, out=self._weights.work)
-        self.optimizer.zero_grad(set_to_none=not self._lr.is_cuda)  # a recorded step needs gradients that stay put
+        self.optimizer.zero_grad(set_to_none=not self._graphs.recording)  # a recorded step needs them to stay put
 
-    def _record_anew(self) -> None:
-        """Forget recorded steps: what they refer to has changed."""
-        self._backward: Callable[[Tensor, float], Tensor] = Replayed(self._gradients)
-        self._update: Callable[[], None] = Replayed(self._move)
-
-    def _set_factors(self) -> None:
-        """Lay the runs' factors out along the weight vector (None while a single rate does)."""
-        self._record_anew()
-        self._scale: Tensor | None = None
-        if len(self.runs) == 1 or set(self._factors) == {1.0}:
+    def _set_factors(self, factors: list[float]) -> None:
+        """Give each run its factor of the learning rate, side by side laid out along the weights of all."""
+        changed = factors != self._factors
+        self._factors = factors
+        if len(self.runs) == 1 or not changed:
             return
-        self._scale = along(self._weights, self._factors)
+        scale = along(self._weights, factors)
+        if self._scale is None:
+            self._scale = scale
+            self._graphs.forget(self._move)  # the update has one step more from now on
+        else:
+            self._scale.copy_(scale)
 
     # ------------------------------------------------------------------------------------------- judging, measuring
 
@@ -283,9 +290,7 @@ class Training:
             if end == "diverged":
                 what = f"{self.runs[k].label} seed={self.runs[k].seed} diverged in epoch {self.epoch}"
                 tqdm.write(f"{what}: its loss is not finite. It is recorded as such; try a lower learning rate or α.")
-        if factors != self._factors:
-            self._factors = factors
-            self._set_factors()
+        self._set_factors(factors)
 
     def _ending(self, loss: float) -> str | None:
         if not math.isfinite(loss):
@@ -323,8 +328,9 @@ class Training:
         progress: bool = True,
         every: float = 30.0,
         until: float = math.inf,
+        expected: float = math.nan,
         watch: Callable[[str], object] | None = None,
-        keep: Callable[[list[Record]], list[Record]] | None = None,
+        keep: Callable[[int, Record], Record] | None = None,
     ) -> list[Record]:
         """Train to the end and return a record a run, in order.
 
@@ -336,23 +342,34 @@ class Training:
             Seconds between checkpoints.
         until : float
             A time of ``time.monotonic()``: an epoch that would not end before it is not begun. The state is left in
-            the checkpoint then, and the list is empty.
+            the checkpoint then, and only the runs that have ended are in the list.
+        expected : float
+            Epochs that the longest run is expected to take, if known: training that by the pace of its first epochs
+            here would not end before `until` stops after those.
         watch : callable, optional
             Called with a few words after every epoch.
         keep : callable, optional
-            Stores the records and returns them; the checkpoint stays until it has.
+            Stores the record of run number k as soon as that run has ended, and returns it; the checkpoint stays until
+            all are stored.
         """
         path = Path(checkpoint) if checkpoint else None
         if path and path.exists():
-            self.load_state_dict(_read_checkpoint(path))
-        saved = time.monotonic()
+            self.load_state_dict(checkpointed(path))
+        records: dict[int, Record] = {}
+        saved, measured = time.monotonic(), self.epoch + self._lately.maxlen  # type: ignore[operator]
         with tqdm(
             total=self.run.epochs, initial=self.epoch, desc=self.run.label, unit="epoch", disable=hidden(progress)
         ) as bar:
-            while not all(self.status):
-                if time.monotonic() + self.wall_time / max(1, self.epoch) > until:
+            while True:
+                for k in self._ended() - records.keys():
+                    record = self._record(k)
+                    records[k] = keep(k, record) if keep else record
+                if all(self.status):
+                    break
+                in_vain = self.epoch == measured and _late(0.9 * (expected - self.epoch) * self.pace, until)
+                if in_vain or _late(self.pace, until):
                     self._save(path)
-                    return []
+                    break
                 loss = self.train_epoch()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.2g}", refresh=False)
@@ -361,44 +378,38 @@ class Training:
                 if time.monotonic() - saved >= every:
                     self._save(path)
                     saved = time.monotonic()
-        records = self._records()
-        if keep:
-            records = keep(records)
-        if path:
+        if path and all(self.status):
             path.unlink(missing_ok=True)
-        return records
+        return [records[k] for k in sorted(records)]
+
+    def _ended(self) -> set[int]:
+        return {k for k, status in enumerate(self.status) if status}
 
     def _save(self, path: Path | None) -> None:
         if path and self.epoch:
             write_atomically(path, lambda file: torch.save(self.state_dict(), file))
 
-    def _records(self) -> list[Record]:
-        """Measure the final weights; a run that ended earlier has not moved since."""
+    def _record(self, k: int) -> Record:
+        """Measure run `k`, which has ended: its weights do not move any more."""
         splits = {"train": self.data.train, "test": self.data.test, "valid": self.data.valid}
-        measured = {name: [v.tolist() for v in self.evaluate(s)] for name, s in splits.items() if s is not None}
-        origin = {
-            "dataset_variant": self.data.variant,
-            **provenance(self.data.train.x.device),
-            "side_by_side": len(self.runs),
-        }
-        return [self._record(k, measured, origin) for k in range(len(self.runs))]
-
-    def _record(self, k: int, measured: dict[str, list[list[float]]], origin: dict[str, Any]) -> Record:
+        found = {name: self.evaluate(split) for name, split in splits.items() if split is not None}
+        loss = {name: float(losses[k]) for name, (losses, _) in found.items()}
+        accuracy = {name: float(accuracies[k]) for name, (_, accuracies) in found.items()}
         curve = self.curves[k]
-        last = curve[-1]
-        updates = int(last["updates"])
-        epochs = int(last["epoch"])
+        epochs = int(curve[-1]["epoch"])
+        device = self.data.device
+        origin = {"dataset_variant": self.data.variant, **provenance(device), "side_by_side": len(self.runs)}
         return Record(
             run=self.runs[k],
             status=self.status[k] or "",
-            test_accuracy=measured["test"][1][k],
+            test_accuracy=accuracy["test"],
             best_test_accuracy=max(point["test_accuracy"] for point in curve),
-            valid_accuracy=measured["valid"][1][k] if "valid" in measured else None,
-            train_accuracy=measured["train"][1][k],
-            train_loss=measured["train"][0][k],
-            test_loss=measured["test"][0][k],
+            valid_accuracy=accuracy.get("valid"),
+            train_accuracy=accuracy["train"],
+            train_loss=loss["train"],
+            test_loss=loss["test"],
             epochs=epochs,
-            updates=updates,
+            updates=int(curve[-1]["updates"]),
             samples=epochs * self.n * self.streams,
             wall_time=self.wall_time,
             curve=_thin(curve),
@@ -411,6 +422,7 @@ class Training:
         """All that a resumed training needs to continue bit for bit."""
         return {
             "keys": [run.key for run in self.runs],
+            "device": self.data.device.type,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "smooth": self.smooth.state_dict() if self.smooth else None,
@@ -423,15 +435,24 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken, of these runs or of more that were side by side with them.
 
         Raises
         ------
         InputError
-            If the state belongs to other runs.
+            If the state belongs to other runs, or to another kind of device, whose random numbers are others.
         """
-        if state["keys"] != [run.key for run in self.runs]:
+        keys, mine = state["keys"], [run.key for run in self.runs]
+        if not set(mine) <= set(keys):
             raise InputError("the checkpoint belongs to another run: delete it or name another file.")
+        here, there = self.data.device.type, state.get("device", self.data.device.type)
+        if here != there:
+            raise InputError(
+                f"the checkpoint was made with device {there!r}, whose random numbers {here!r} cannot go on with: "
+                "continue it there, or name another file to begin anew."
+            )
+        if mine != keys:
+            state = _members(state, [keys.index(key) for key in mine])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.smooth:
@@ -440,8 +461,9 @@ class Training:
             generator.set_state(saved.cpu())
         self._dropout_state = [s.cpu() for s in state["dropout"]]
         self.epoch, self.updates, self.wall_time = state["progress"]
-        self._factors, self.status, self.curves = state["factors"], state["status"], state["curves"]
-        self._set_factors()  # and record anew: the optimizer's state lies elsewhere now
+        self.status, self.curves = state["status"], state["curves"]
+        self._set_factors(state["factors"])
+        self._graphs.forget(self._gradients, self._move)  # the optimizer's state lies elsewhere now
 
 
 # --------------------------------------------------------------------------------------------------- small pieces
@@ -453,6 +475,13 @@ def _seed(run: Run, purpose: str) -> int:
     return int(words[0] >> np.uint64(1))
 
 
+def _noise_parts(run: Run, n: int) -> list[int]:
+    """Sizes of the parts of a batch of `n` samples that share a draw of the weight noise."""
+    if not (run.a and run.noise_batch):
+        return [n]
+    return part_sizes(n, run.noise_batch, run.batch_size if run.cutting == "even" else None)
+
+
 def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Sequential:
     members = [
         build(
@@ -462,11 +491,14 @@ def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Sequential:
             seed=_seed(run, "weights"),
             group_size=run.ghost_batch,
             minibatches=streams,
+            batch_size=_noise_parts(run, run.batch_size)[0] if run.cutting == "even" else None,
         )
         for run in runs
     ]
     model: nn.Sequential = members[0] if len(members) == 1 else stack(members)
-    return model.to(data.train.x.device)
+    if data.device.type == "cuda" and data.shape[0] > 1 and not runs[0].a:  # weight noise has a vector of its own
+        model = model.to(memory_format=torch.channels_last)  # as the images lie
+    return model.to(data.device)
 
 
 def _channels_last(data: Data) -> Data:
@@ -488,22 +520,18 @@ def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), capturable=next(model.parameters()).is_cuda, **settings)
 
 
-def _smoothout(runs: Sequence[Run], model: nn.Module) -> SmoothOut | None:
-    run, strongest = runs[0], max(r.a for r in runs)
-    if not strongest:
+def _smoothout(run: Run, model: nn.Module) -> SmoothOut | None:
+    if not run.a:
         return None
-    smooth = SmoothOut(
+    return SmoothOut(
         model,
-        strongest,
+        run.a,
         distribution=run.distribution,
         adaptive=run.adaptive,
         include=run.perturb,
         denoise=run.denoise,
         seed=_seed(run, "noise"),
     )
-    if len({r.a for r in runs}) > 1:
-        smooth.shares = along(smooth.flat, [r.a / strongest for r in runs])
-    return smooth
 
 
 def along(weights: FlatParameters, values: Sequence[float]) -> Tensor:
@@ -513,8 +541,26 @@ def along(weights: FlatParameters, values: Sequence[float]) -> Tensor:
     return torch.cat(parts)
 
 
-def _one_or_each(values: list[float], device: torch.device) -> float | Tensor:
-    return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device)
+def _members(state: dict[str, Any], chosen: list[int]) -> dict[str, Any]:
+    """Of the state of networks side by side that of the chosen ones; of a single one as that network has it."""
+    first: Any = chosen if len(chosen) > 1 else chosen[0]
+    optimizer = state["optimizer"]
+    per_weight = {
+        i: {name: value[first] if value.ndim else value for name, value in entry.items()}
+        for i, entry in optimizer["state"].items()
+    }
+    each = {name: [state[name][k] for k in chosen] for name in ("order", "factors", "status", "curves")}
+    return {
+        **state,
+        **each,
+        "model": {name: value[first] for name, value in state["model"].items()},
+        "optimizer": {**optimizer, "state": per_weight},
+    }
+
+
+def _late(seconds: float, until: float) -> bool:
+    """Whether what takes so long would end after that time; of what takes NaN seconds nobody knows."""
+    return time.monotonic() + seconds > until
 
 
 def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -524,7 +570,8 @@ def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:
     return [curve[round(i)] for i in np.linspace(0, len(curve) - 1, _CURVE_POINTS)]
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def checkpointed(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint (see `Training.state_dict`); `InputError` if it is damaged."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a damaged file

@@ -1,6 +1,34 @@
 """Fixtures and reports that several test modules use."""
 
+from types import SimpleNamespace
+
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request, monkeypatch):
+    """Tests mean the CPU also where there is a GPU, in this process and in those they start, but for `test_cuda`."""
+    if request.module.__name__ != "test_cuda":
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock on which an epoch takes one second and all else no time."""
+    from nb_lib.training import Training
+
+    clock = SimpleNamespace(now=0.0)
+    fake = SimpleNamespace(**dict.fromkeys(("time", "monotonic", "perf_counter"), lambda: clock.now))
+    monkeypatch.setattr("nb_lib.sweeps.time", fake)
+    monkeypatch.setattr("nb_lib.training.time", fake)
+
+    def batches(self, original=Training._batches):
+        clock.now += 1
+        return original(self)
+
+    monkeypatch.setattr(Training, "_batches", batches)
+    return clock
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nb_lib.device import precision
 from nb_lib.errors import InputError
-from nb_lib.networks import NETWORKS, GhostBatchNorm, build, ghost_batch_norm_, stack, stackable, unstack
+from nb_lib.networks import (
+    NETWORKS,
+    GhostBatchNorm,
+    build,
+    convolutional,
+    ghost_batch_norm_,
+    part_sizes,
+    stack,
+    stackable,
+    unstack,
+)
 
 GREY, COLOR = (1, 28, 28), (3, 32, 32)
 
@@ -233,6 +244,54 @@ def test_training_is_plain_batch_norm_group_by_group(n, group_size, minibatches,
     assert norm.num_batches_tracked == 2 * len(groups)
 
 
+def chunked(n: int, size: int, batch_size: int) -> list[int]:
+    """As the SmoothOut authors' loop cuts a batch: torch.chunk into as many parts as a whole batch has."""
+    return [len(part) for part in torch.arange(n).chunk(max(1, batch_size // size))]
+
+
+@pytest.mark.parametrize("size", [16, 100, 128])
+@pytest.mark.parametrize("batch_size", [20, 128, 256, 300, 848, 2048, 5000, 6000])
+def test_even_parts_are_those_of_torchs_chunk(size, batch_size) -> None:
+    for n in {batch_size, batch_size - 1, 88, 848, 50_000 % batch_size, 60_000 % batch_size}:
+        expected = chunked(n, size, batch_size) if 0 < n <= batch_size else []
+        if expected and min(expected) > 1:
+            assert part_sizes(n, size, batch_size) == expected
+
+
+def test_the_parts_that_the_specification_names() -> None:
+    assert part_sizes(5000, 128, 5000) == 38 * [129] + [98]
+    assert part_sizes(6000, 128, 6000) == 45 * [131] + [105]
+    assert part_sizes(848, 128, 2048) == 16 * [53]
+    assert part_sizes(848, 128, 1024) == 8 * [106]
+    assert part_sizes(80, 128, 256) == [40, 40]
+    assert part_sizes(256, 128, 256) == [128, 128]
+
+
+@pytest.mark.parametrize("batch_size", [None, 40, 300, 5000])
+def test_parts_are_all_samples_and_never_a_single_one_beside_others(batch_size) -> None:
+    for n in range(1, 301):
+        for size in (2, 7, 128):
+            sizes = part_sizes(n, size, batch_size)
+            assert sum(sizes) == n
+            assert min(sizes) > 1 or sizes == [1]
+            assert batch_size is not None or max(sizes) <= size + 1
+
+
+@pytest.mark.parametrize("shape", INPUTS)
+@pytest.mark.parametrize(
+    ("minibatches", "groups"),
+    [(1, [5, 5, 5, 5, 2]), (1, [2, 2, 2, 3]), (2, 2 * [5, 5, 5, 5, 2]), (2, 2 * [2, 2, 2, 3])],
+)
+def test_even_groups_are_plain_batch_norm_group_by_group(minibatches, groups, shape) -> None:
+    """A minibatch of 22 is cut into 22 // 4 = 5 groups, and so is the last one, of 9, whose last sample joins."""
+    norm = plain_norm(shape)
+    ghost = copy.deepcopy(ghost_of(norm, 4, minibatches))
+    ghost.batch_size = 22
+    x = random_images(sum(groups), *shape)
+    torch.testing.assert_close(ghost(x), torch.cat([norm(group) for group in x.split(groups)]), rtol=0, atol=1e-12)
+    assert_same_statistics(ghost, norm)
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_a_sample_moves_the_outputs_of_its_own_group_only(minibatches) -> None:
     ghost = GhostBatchNorm(3, 4, minibatches=minibatches)
@@ -269,6 +328,27 @@ def test_the_folded_path_of_cuda_is_the_loop(n, group_size, minibatches, shape) 
     assert_same_statistics(folded, loop)
 
 
+def test_only_equal_groups_of_vectors_are_folded() -> None:
+    ghost, x, images = GhostBatchNorm(3, 4), random_images(12, 3), random_images(12, 3, 5, 5)
+    assert ghost._foldable(x, [4, 4, 4])
+    assert not ghost._foldable(x, [4, 4, 3])
+    assert not ghost._foldable(images, [4, 4, 4]), "they would leave the fast order in memory"
+    moved = images.contiguous(memory_format=torch.channels_last)
+    assert ghost_of(plain_norm((3, 5, 5)), 4, 1)(moved).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", ["float32", "tf32", "bfloat16"])
+def test_running_statistics_are_exact_in_every_precision(kind) -> None:
+    """No matrix product takes part in them: bfloat16 has three digits."""
+    exact = ghost_of(plain_norm((3,)), 4, 2)
+    ghost, x = copy.deepcopy(exact).float(), random_images(40, 3, seed=3)
+    with precision(kind, torch.device("cpu")):
+        ghost._folded(x.float(), 10)
+    exact(x)
+    torch.testing.assert_close(ghost.running_mean.double(), exact.running_mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ghost.running_var.double(), exact.running_var, rtol=1e-6, atol=1e-6)
+
+
 def test_the_folded_path_takes_what_autocast_feeds_it() -> None:
     loop, folded = (ghost_of(plain_norm((3, 4, 2)).float(), 4, 1) for _ in range(2))
     x = random_images(12, 3, 4, 2).bfloat16()
@@ -281,9 +361,8 @@ def test_the_folded_path_takes_what_autocast_feeds_it() -> None:
 def test_unusual_batch_norms_convert_too_and_keep_to_the_loop(option) -> None:
     norm = nn.BatchNorm1d(3, **option).double()
     ghost = ghost_of(norm, 4, 1)
-    assert not ghost._foldable()
-    assert GhostBatchNorm(3)._foldable()
     x = random_images(12, 3)
+    assert not ghost._foldable(x, [4, 4, 4])
     torch.testing.assert_close(ghost(x), torch.cat([norm(group) for group in x.split(4)]), rtol=0, atol=1e-12)
     torch.testing.assert_close(ghost.eval()(x), norm.eval()(x), rtol=0, atol=1e-12)
 
@@ -325,6 +404,7 @@ def test_groups_of_fewer_than_two_samples_are_refused(size) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stackable_are_the_dense_networks_without_batch_norm(name) -> None:
     assert stackable(name) == (name in {"digits-mlp", "ne-f1"})
+    assert convolutional(name) == ("-c" in name)
 
 
 def test_stacked_networks_have_the_logits_and_gradients_of_the_separate_ones() -> None:

@@ -57,6 +57,44 @@ def test_every_cell_gets_its_first_seed_before_any_gets_its_second():
     assert len(papers.grid("ne-table2", "small", seeds=1)) * 3 == len(runs)
 
 
+def test_smoothout_cuts_batches_as_its_authors_where_that_makes_a_difference():
+    for name in ("smoothout-table1", "smoothout-table3-c1", "smoothout-table5-c1"):
+        assert {run.cutting for run in papers.grid(name)} == {"even"}
+    small = papers.grid("smoothout-table1", "small")
+    assert {(run.batch_size, run.cutting) for run in small} == {(25, "rest"), (100, "rest"), (300, "even")}
+    assert {run.cutting for run in papers.grid("ne-fig1-c1")} == {"rest"}
+
+
+def test_a_plan_is_its_grids_in_order():
+    found = papers.plan(["ne-table3-f1", "ne-table2"], "tiny", seeds=1)
+    assert list(found) == ["ne-table3-f1", "ne-table2"]
+    assert found["ne-table2"] == papers.grid("ne-table2", "tiny", seeds=1)
+    assert papers.plan(["ne-table2-f1"], precision="tf32", dataset=None)["ne-table2-f1"][0].precision == "tf32"
+    with pytest.raises(InputError, match="did you mean 'next'"):
+        papers.plan(["nextt"])
+
+
+def test_what_is_next_is_said_with_precision_seeds_and_copy_of_the_data():
+    found = papers.plan(["next"])
+    assert next(iter(found)) == "ne-table2-f1"
+    assert {run.precision for run in found["ne-table2-f1"]} == {"float32"}
+    assert {run.precision for run in found["ne-table3-f1"]} == {"tf32"}
+    c1 = [run for name, runs in found.items() if "c1" in name for run in runs]
+    assert {(run.dataset, run.precision) for run in c1 if run.network == "ne-c1"} == {("folder:cifar10", "bfloat16")}
+    several = found["ne-table2-c1, α = 1 and 1.5"]
+    assert {(run.alpha, run.batch_size) for run in several} == {(1.0, 100), (1.5, 200)}
+    assert {run.seed for run in several} == set(range(4))
+    assert len(found["ne-fig2-f1"]) == 13 * 2 * 5
+    assert {run.seed for runs in papers.plan(["next"], seeds=1).values() for run in runs} == {0}
+
+
+def test_what_is_next_in_tiny_needs_the_embedded_data_alone():
+    runs = [run for runs in papers.plan(["next"], "tiny").values() for run in runs]
+    assert {(run.dataset, run.precision) for run in runs} == {("digits", "float32")}
+    small = [run for runs in papers.plan(["next"], "small").values() for run in runs]
+    assert {run.dataset for run in small if "c1" in run.network} == {"folder:cifar10"}
+
+
 def test_fields_may_differ_from_the_protocol():
     runs = papers.grid("ne-table2-c1", dataset="folder:cifar10", precision="tf32", valid_size=None, seeds=2)
     assert {(run.dataset, run.precision, run.valid_size) for run in runs} == {("folder:cifar10", "tf32", 0)}

@@ -12,7 +12,7 @@ import pytest
 from nb_lib import files
 from nb_lib.errors import InputError
 from nb_lib.files import write_atomically
-from nb_lib.runs import Record, Run, RunStore, frame
+from nb_lib.runs import Record, Run, RunStore, frame, merge, merge_by_network, read_lines, write_lines
 
 
 def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is frozen)
@@ -38,6 +38,7 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"perturb": "no norm"}, "did you mean 'no-norm'"),
         ({"lr_scaling": "squareroot"}, "unknown learning-rate scaling"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"cutting": "evenly"}, "unknown cutting 'evenly': did you mean 'even'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": 251, "train_size": 250}, r"batch_size 251 is larger than the training set \(250 samples\)"),
         ({"batch_size": 10.5}, "batch_size must be of type int"),
@@ -74,7 +75,7 @@ def test_a_key_depends_on_the_content_alone():
     others |= {"adaptive": True, "perturb": "all", "denoise": False, "noise_batch": 128, "ghost_batch": 64}
     others |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "clip": 5.0, "seed": 3}
     others |= {"lr_scaling": "sqrt", "lr_reference": 256, "lr_steps": ((1, 0.1),), "halve_at": 0.01}
-    others |= {"stop_below": 0.001, "epochs": 7, "precision": "bfloat16"}
+    others |= {"stop_below": 0.001, "epochs": 7, "precision": "bfloat16", "cutting": "even"}
     assert all(others[f.name] != f.default for f in dataclasses.fields(Run))  # every field is tried
     keys = {Run(**{name: value}).key for name, value in others.items()}
     assert len(keys | {Run().key}) == len(others) + 1
@@ -83,6 +84,41 @@ def test_a_key_depends_on_the_content_alone():
 def test_the_key_of_a_stored_run_never_changes():
     assert Run().key == "44136fa355b3678a"  # the hash of no content: defaults do not enter
     assert Run(network="ne-f1", dataset="fashion-mnist", batch_size=2000, alpha=1.5, seed=3).key == "2737076a506e4271"
+
+
+def test_a_record_from_before_there_was_a_choice_of_cutting_is_one_with_a_rest():
+    old = json.loads(record().to_json())
+    del old["run"]["cutting"]
+    assert Record.from_json(json.dumps(old)).run.cutting == "rest"
+
+
+def test_merged_records_are_sorted_and_what_is_there_stays(tmp_path):
+    store, file, into = RunStore(tmp_path / "store"), tmp_path / "more.jsonl", tmp_path / "into.jsonl"
+    write_lines([record(Run(seed=2), wall_time=1.0)], into)
+    store.save(record(Run(seed=2), wall_time=9.0))
+    store.save(record(Run(seed=0)))
+    write_lines([record(Run(seed=1), wall_time=2.0), record(Run(seed=0), wall_time=9.0)], file)
+    assert merge([store.folder, file], into) == 3
+    assert [(r.run.seed, r.wall_time) for r in read_lines(into)] == [(0, 1.5), (1, 2.0), (2, 1.0)]
+    assert merge([store.folder, file], into) == 3
+
+
+def test_a_folder_takes_records_by_network_and_none_twice(tmp_path):
+    book, home = tmp_path / "book", tmp_path / "home.jsonl"
+    f1, other, here = Run(network="ne-f1"), Run(network="smoothout-c1"), Run(network="ne-f1", seed=1)
+    write_lines([record(here, wall_time=1.0)], book / "of_another_name.jsonl")
+    write_lines([record(f1)], book / "ne_f1.jsonl")
+    new = Run(network="ne-f1", seed=2)
+    write_lines([record(run, wall_time=9.0) for run in (f1, other, here, new)], home)
+    for _ in range(2):
+        changed = merge_by_network([home], book)
+        found = {file.name: [(r.run, r.wall_time) for r in read_lines(file)] for file in book.glob("*.jsonl")}
+        assert found == {
+            "of_another_name.jsonl": [(here, 1.0)],
+            "ne_f1.jsonl": [(f1, 1.5), (new, 9.0)],
+            "smoothout_c1.jsonl": [(other, 9.0)],
+        }
+    assert changed == {}
 
 
 def test_a_record_survives_json_also_with_nan():

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,6 +111,32 @@ def test_noise_per_ghost_batch_averages_over_as_many_draws_and_keeps_the_mean_gr
     assert len(draws) == 4 * math.ceil(60 / 16) + 1  # four batches of 60 and one of 10
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_parts_are_cut_as_in_the_authors_code(noisy, streams):
+    """Their loop: each batch into B // size chunks, a forward and backward pass of its own for each."""
+    run = Run(network="smoothout-f1", train_size=250, batch_size=60, ghost_batch=16, noise_batch=16, cutting="even")
+    run = replace(run, a=0.1 * noisy, alpha=float(streams))
+    training = Training([run], load_for(run))
+    sizes = []  # of what is normalized together, by the first layer
+    norm = next(m for m in training.model.modules() if isinstance(m, networks.GhostBatchNorm))
+    forward = torch.nn.modules.batchnorm._BatchNorm.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.modules.batchnorm._BatchNorm,
+            "forward",
+            lambda self, x: (self is norm and sizes.append(len(x))) or forward(self, x),
+        )
+        training.train_epoch()
+    whole, last = ([len(part) for part in torch.arange(n).chunk(60 // 16)] for n in (60, 10))
+    assert (whole, last) == ([20, 20, 20], [4, 4, 2])
+    once = [size for batch in (4 * [whole], [last]) for parts in batch for size in parts]
+    if noisy or streams == 1:  # a part at a time: both minibatches of the part, then the next part
+        assert sizes == [size for size in once for _ in range(streams)]
+    else:  # all parts of one minibatch, then of the other, in one pass
+        assert sizes == [size for batch in (4 * [whole], [last]) for parts in batch for size in 2 * parts]
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -168,6 +195,37 @@ def test_resuming_from_a_checkpoint_is_bitwise_an_uninterrupted_run(method, tmp_
     assert torch.equal(weights(resumed), weights(whole))
     assert record.curve == whole.curves[0]
     assert not path.exists()
+
+
+@pytest.mark.parametrize("noise", [{}, {"a": 0.05}])
+@pytest.mark.parametrize("chosen", [[0, 2], [1]])
+def test_some_of_the_runs_side_by_side_go_on_as_they_would_have(chosen, noise, tmp_path):
+    run = replace(SMALL, epochs=8, optimizer="sgd", lr=0.1, momentum=0.5, halve_at=2.0, **noise)
+    runs, data = [replace(run, seed=seed) for seed in range(3)], load_for(run)
+    together = Training(runs, data)
+    for _ in range(5):
+        together.train_epoch()
+    torch.save(together.state_dict(), tmp_path / "state")
+    some = Training([runs[k] for k in chosen], data)
+    some.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for training in (together, some):
+        training.finish(progress=False)
+    for mine, k in enumerate(chosen):
+        assert some.curves[mine][:2] == together.curves[k][:2]  # what was looked at before
+        if not noise:  # they share one draw of it, which is another for other networks
+            losses = ([point["loss"] for point in curve] for curve in (some.curves[mine], together.curves[k]))
+            assert next(losses) == pytest.approx(next(losses), rel=1e-4)
+            for p, q in zip(some.member(mine).parameters(), together.member(k).parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused_in_one_sentence():
+    training = Training([SMALL], load_for(SMALL))
+    state = training.state_dict()
+    assert state["device"] == "cpu"
+    with pytest.raises(InputError, match="made with device 'cuda', whose random numbers 'cpu' cannot go on with"):
+        training.load_state_dict({**state, "device": "cuda"})
+    training.load_state_dict({name: value for name, value in state.items() if name != "device"})  # an older one
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
@@ -293,26 +351,10 @@ def test_an_epoch_that_would_not_end_in_time_is_not_begun(tmp_path):
     assert training.finish(checkpoint=path, progress=False, until=time.monotonic() - 1) == []
     assert not path.exists(), "nothing was trained"
     training.train_epoch()
-    training.wall_time = 1000.0  # an epoch takes that long, it seems
+    training._lately.append(2000.0)  # an epoch takes half that long, it seems
     assert training.finish(checkpoint=path, progress=False, until=time.monotonic() + 500) == []
     [record] = Training([SMALL], load_for(SMALL)).finish(checkpoint=path, progress=False)
     assert record.curve[-1]["loss"] == finished(SMALL).curves[0][-1]["loss"]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="records CUDA graphs")
-@pytest.mark.parametrize(
-    "method",
-    [{"alpha": 1.5}, {"a": 0.1, "noise_batch": 20}, {"network": "smoothout-f1", "a": 0.05}, {"halve_at": 1.0}],
-)
-def test_recorded_steps_are_the_ordinary_ones(method, monkeypatch):
-    runs = [replace(SMALL, epochs=6, seed=s, **method) for s in range(1 if "network" in method else 2)]
-    recorded = Training(runs, load_for(SMALL, device="cuda"))
-    recorded.finish(progress=False)
-    assert recorded._backward.graphs, "nothing was recorded"
-    monkeypatch.setattr("nb_lib.device.Replayed._ORDINARY_CALLS", 10**9)
-    ordinary = Training(runs, load_for(SMALL, device="cuda"))
-    ordinary.finish(progress=False)
-    torch.testing.assert_close(weights(recorded), weights(ordinary), rtol=1e-4, atol=1e-5)
 
 
 def test_noise_enhancement_refits_batch_normalization():
@@ -339,7 +381,7 @@ def test_the_noise_of_the_sampled_update_has_the_enhanced_covariance():
         noise.append((gradient - per_sample.mean(0)).square().sum())
         training.optimizer.zero_grad()
 
-    training._update = record_gradient
+    training._move = record_gradient
     for _ in range(60):
         training.train_epoch()
     predicted = covariance_factor(2.0) / b * (n - b) / (n - 1) * scatter
@@ -367,9 +409,51 @@ def test_seeds_side_by_side_are_the_same_runs_up_to_rounding(method):
     assert len({r.updates for r in alone}) > 1 or "sgd" in method.values()  # one did stop before another
 
 
+def test_a_run_is_handed_over_as_soon_as_it_ends():
+    run = Run(train_size=250, batch_size=60, epochs=60, stop_below=0.4, lr=3e-3)
+    runs = [replace(run, seed=seed) for seed in range(3)]
+    training, kept = Training(runs, load_for(run)), []
+
+    def keep(k, record):
+        kept.append((k, training.epoch, record.epochs, record.wall_time))
+        return replace(record, measures={"k": k})
+
+    records = training.finish(progress=False, keep=keep)
+    assert sorted(k for k, *_ in kept) == [0, 1, 2]
+    assert all(now == ended for _, now, ended, _ in kept)
+    assert len({ended for *_, ended, _ in kept}) > 1
+    assert [record.measures for record in records] == [{"k": k} for k in range(3)]
+    assert max(seconds for *_, seconds in kept) == training.wall_time
+
+
+def test_a_training_that_its_pace_says_will_not_end_stops_after_three_epochs(tmp_path, monkeypatch):
+    """With 60 epochs expected at a second each, 40 seconds are too few and 60 are enough; also where it resumed."""
+    clock = SimpleNamespace(now=0.0)
+    fake = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("nb_lib.training.time", fake)
+
+    def batches(self, original=Training._batches):
+        clock.now += 1
+        return original(self)
+
+    monkeypatch.setattr(Training, "_batches", batches)
+    run = replace(SMALL, epochs=60)
+    path = tmp_path / "state"
+    for epochs in (3, 6):
+        assert Training([run], load_for(run)).finish(
+            checkpoint=path, progress=False, until=clock.now + 40, expected=60
+        ) == []  # fmt: skip
+        assert clock.now == epochs
+    [record] = Training([run], load_for(run)).finish(checkpoint=path, progress=False, until=clock.now + 60, expected=60)
+    assert (clock.now, record.epochs) == (60, 60)
+    assert not path.exists()
+
+
 def test_only_runs_alike_but_for_the_seed_share_a_model():
     runs = [replace(SMALL, seed=s, batch_size=b) for b in (10, 20) for s in range(3)]
     assert [len(g) for g in side_by_side(runs)] == [3, 3]
+    others = [replace(runs[0], alpha=alpha, seed=s) for alpha in (1.5, 2.0) for s in range(2)]
+    assert [len(g) for g in side_by_side([*runs, *others])] == [3, 3, 2, 2]
     assert [len(g) for g in side_by_side([replace(r, network="ne-c1") for r in runs])] == [1] * 6
     assert [len(g) for g in side_by_side(runs, most=2)] == [2, 1, 2, 1]
 

@@ -1,0 +1,72 @@
+"""How long trainings will take: by the pace of those measured so far, and by the epochs that runs like them took."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from nb_lib.papers import published_epochs
+from nb_lib.runs import Record, Run
+
+
+class Forecast:
+    """Forecasts for groups of runs side by side, which get better with each group that is measured.
+
+    Parameters
+    ----------
+    records : iterable of Record
+        Of runs that ended earlier, anywhere: they say how many epochs runs like them take.
+    where : dict, optional
+        Fields of the provenance, as device and threads: records made there also say how long an epoch takes here.
+    """
+
+    def __init__(self, records: Iterable[Record] = (), where: dict[str, object] | None = None) -> None:
+        self._epochs: dict[Run, list[int]] = {}
+        self._pace: dict[object, float] = {}  # seconds an epoch, for one network and one minibatch an update
+        for record in records:
+            self._epochs.setdefault(_neutral(record.run), []).append(record.epochs)
+            if where and where.items() <= record.provenance.items():
+                self.learn(record.run, record.provenance["side_by_side"], record.wall_time / record.epochs)
+
+    def learn(self, run: Run, networks: int, seconds: float) -> None:
+        """Note that an epoch of so many networks like this side by side took so long."""
+        pace = seconds / (networks * _streams(run))
+        self._pace[replace(run, seed=0)] = pace
+        self._pace[_like(run)] = pace
+
+    def epoch(self, group: Sequence[Run]) -> float:
+        """Seconds of an epoch, by the same cell, else the same network, else the slowest yet; 0 at the very first."""
+        run = group[0]
+        slowest = max(self._pace.values(), default=0.0)
+        pace = self._pace.get(replace(run, seed=0), self._pace.get(_like(run), slowest))
+        return pace * len(group) * _streams(run)
+
+    def epochs(self, group: Sequence[Run]) -> float:
+        """Epochs that the group is expected to take; NaN if there is no telling.
+
+        Where a loss ends the training, as many as like runs took, which may differ in the seed, the copy of the data
+        and the precision, else as many as were published.
+        """
+        run = group[0]
+        if run.stop_below is None:
+            return run.epochs
+        found = self._epochs.get(_neutral(run))
+        return statistics.mean(found) if found else published_epochs(run)
+
+    def whole(self, group: Sequence[Run]) -> float:
+        """Seconds of the whole group; NaN if there is no telling."""
+        pace = self.epoch(group)
+        return self.epochs(group) * pace if pace else math.nan
+
+
+def _neutral(run: Run) -> Run:
+    return replace(run, seed=0, dataset="digits", precision="float32")
+
+
+def _streams(run: Run) -> int:
+    return 2 if run.alpha > 1 else 1
+
+
+def _like(run: Run) -> tuple[object, ...]:
+    """What decides, besides the batch, how long a network takes for an image, and how many images there are."""
+    return run.network, run.dataset, run.train_size, run.valid_size, run.precision

@@ -1,0 +1,139 @@
+"""``python -m nb_lib`` from a bare machine to records in the book."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nb_lib import provenance
+from nb_lib.__main__ import main
+from nb_lib.runs import RunStore, read_lines
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--scale", "tiny", "--seeds", "1"]
+BARE = "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core", "distributed", "jinja2", "curvlinops", "dask"
+
+
+def shell(*arguments, **environment):
+    command = [sys.executable, "-m", "nb_lib", *map(str, arguments)]
+    variables = os.environ | {"TQDM_DISABLE": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
+
+
+def test_a_time_is_spent_on_what_is_missing_and_the_next_call_goes_on(tmp_path):
+    """All of `next`, on the embedded data, with so little time that some of it is left."""
+    store, home = tmp_path / "store", tmp_path / "home.jsonl"
+    started = time.monotonic()
+    first = shell("sweep", "next", "--scale", "tiny", "--budget", "12s", "--store", store, "--into", home)
+    assert first.returncode == 0, first.stderr
+    assert time.monotonic() - started < 20, "imports count"
+    assert first.stderr.startswith("there is no CUDA device: training on ")
+    found = {record.run for record in RunStore(store)}
+    assert found
+    assert found == {record.run for record in read_lines(home)}
+    trained, left = map(int, re.search(r"(\d+) trained now, 0 were stored, (\d+) left", first.stdout).groups())
+    assert (trained, left) == (len(found), 51 - len(found))
+    again = shell("sweep", "next", "--scale", "tiny", "--budget", "10s", "--store", store)
+    assert f"{trained} were stored" in again.stdout
+    assert len(RunStore(store)) > trained
+
+
+def test_several_grids_are_trained_in_order_without_what_a_file_has(tmp_path, capsys):
+    store, have, home = tmp_path / "store", tmp_path / "have", tmp_path / "home.jsonl"
+    assert main(["sweep", "ne-table2-f1", *QUICK, "--store", str(have)]) == 0
+    capsys.readouterr()
+    sources = ["--have", str(have), *map(str, sorted((ROOT / "book/data").glob("*.jsonl")))]
+    names = ["ne-table3-f1", "ne-table2-f1"]
+    assert main(["sweep", *names, *QUICK, "--store", str(store), "--into", str(home), *sources]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"ne-table3-f1 +8 +3 +0 +5 +0 ", captured.out), "five of its runs are in both"
+    assert re.search(r"ne-table2-f1 +8 +0 +0 +8 +0 ", captured.out)
+    assert "training on" in captured.err
+    assert {record.run.batch_size for record in read_lines(home)} == {600}
+
+    book = tmp_path / "book"
+    book.mkdir()
+    assert main(["merge", str(home), "--into", str(book)]) == 0
+    assert f"{book / 'digits_mlp.jsonl'}: 4 records" in capsys.readouterr().out
+
+
+def test_where_it_runs_is_said_and_a_fallback_is_called_that(tmp_path, capsys):
+    for device, said in (("auto", "there is no CUDA device: training on"), ("cpu", "training on")):
+        arguments = ["--batch-size", "100", "--epochs", "1", "--device", device, "--store", str(tmp_path)]
+        assert main(["train", *arguments]) == 0
+        assert capsys.readouterr().err.startswith(said)
+
+
+def test_everything_but_the_pages_works_on_a_machine_without_jupyter_git_or_dask(tmp_path):
+    """As on a bare one: importing any of these packages fails, and there is no git."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class No:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.partition('.')[0] in {BARE!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, No())\n"
+    )
+    bare = {"PYTHONPATH": str(tmp_path), "PATH": str(tmp_path), "NB_LIB_COMMIT": "abc123"}
+    store = tmp_path / "store"
+    for command in (
+        ["grids"],
+        ["sweep", "smoothout-table1-f1", *QUICK, "--store", store, "--measure", "--into", tmp_path / "home.jsonl"],
+        ["compare", "smoothout-table1", "--store", tmp_path / "home.jsonl"],
+        ["merge", store, "--into", tmp_path / "merged.jsonl"],
+        ["bench", "--help"],
+    ):
+        done = shell(*command, **bare)
+        assert done.returncode == 0, done.stderr
+    records = read_lines(tmp_path / "merged.jsonl")
+    assert len(records) == 4
+    assert {record.provenance["commit"] for record in records} == {"abc123"}
+    assert all(record.measures for record in records)
+
+
+def test_the_gpus_tests_are_collected_there_and_skipped_with_the_reason(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({(*BARE, 'selenium', 'nbformat', 'yaml', 'psutil')!r}))\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py"]
+    variables = os.environ | {
+        "PYTHONPATH": str(tmp_path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "there is no CUDA device" in done.stdout
+    assert re.search(r"^\d\d skipped in", done.stdout, flags=re.M)
+
+
+def test_in_another_projects_repository_the_commit_is_not_that_projects(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    shutil.copytree(ROOT / "nb_lib", tmp_path / "environment" / "nb_lib")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "environment" / "nb_lib" / "provenance.py"))
+    monkeypatch.delenv("NB_LIB_COMMIT", raising=False)
+    assert provenance.commit() == "unknown"
+    monkeypatch.setenv("NB_LIB_COMMIT", "given")
+    assert provenance.commit() == "given"
+    for command in (["add", "environment"], ["commit", "-q", "-m", "ours"]):
+        subprocess.run([*git, *command], check=True)
+    assert re.fullmatch("[0-9a-f]{12}", provenance.commit())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would time the GPU for a minute")
+def test_the_short_bench_runs(capsys, monkeypatch):
+    from nb_lib import bench_training
+
+    monkeypatch.setitem(bench_training.PEAK_SIZE, "cpu", 256)
+    chosen = [bench_training.Case("digits-mlp", 50, updates=3)]
+    monkeypatch.setattr(bench_training, "short_cases", lambda device: chosen)
+    assert main(["bench", "--short", "--device", "cpu"]) == 0
+    assert "digits-mlp" in capsys.readouterr().out
