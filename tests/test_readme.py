@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from textwrap import indent
 
@@ -93,20 +94,30 @@ def test_the_experiments_commands_run(tmp_path, capsys):
     lines = re.search(r"## The papers' experiments.*?```sh\n(.*?)```", README, flags=re.S)[1].splitlines()
     commands = [line.partition("#")[0].split()[3:] for line in lines]
     assert [command[0] for command in commands] == ["grids", "sweep", "compare", "merge"]
-    where = {
-        "results/": str(tmp_path / "store"),
-        "book/data/ne_f1.jsonl": str(tmp_path / "records.jsonl"),
-        "full": "tiny",
-    }
+    where = {"results/": str(tmp_path / "store"), "book/data": str(tmp_path), "full": "tiny"}
     for command in commands:
         assert main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep")) == 0
     out = capsys.readouterr().out
     assert "ne-fig3-c2" in out
     assert "8 runs: 8 trained now, 0 were stored; 8 converged." in out
     assert re.search(r"ne-f1 .*90\.17 ± 0\.04.*tiny: digits-mlp", out)
-    assert "records.jsonl: 8 records" in out
+    assert "digits_mlp.jsonl: 8 records" in out
     assert main(["merge", str(tmp_path / "store"), "--into", str(tmp_path / "records.jsonl")]) == 0
     assert "records.jsonl: 8 records" in capsys.readouterr().out
+
+
+def test_the_commands_that_spend_a_time_run(tmp_path, capsys):
+    lines = re.search(r"`next` is that list.*?```sh\n(.*?)```", README, flags=re.S)[1].splitlines()
+    sweep, merge = (line.split()[3:] for line in lines)
+    where = {"results/": str(tmp_path / "store"), "home.jsonl": str(tmp_path / "home.jsonl"), "9m": "4s"}
+    (tmp_path / "empty.jsonl").touch()
+    where |= {"book/data/*.jsonl": str(tmp_path / "empty.jsonl"), "book/data": str(tmp_path / "book")}
+    (tmp_path / "book").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nb_lib.__main__.LOADED", time.monotonic())  # this process has been running for long
+        assert main([where.get(word, word) for word in sweep] + ["--scale", "tiny", "--seeds", "1"]) == 0
+    assert main([where.get(word, word) for word in merge]) == 0
+    assert re.search(r"digits_mlp.jsonl: \d+ records", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("budget", ["8x", "-3m", "m", "nan"])
@@ -118,7 +129,7 @@ def test_a_budget_that_is_no_time_is_refused(budget, capsys):
 
 def test_training_from_the_shell_needs_only_the_packages_named():
     named = re.search(r"Jupyter, (.*?)are enough", README, flags=re.S)[1]
-    assert re.findall("`([a-z]+)`", named) == ["torch", "torchvision", "numpy", "scipy", "pandas", "tqdm"]
+    assert re.findall("`([a-z]+)`", named) == ["torch", "torchvision", "numpy", "scipy", "pandas", "tqdm", "filelock"]
     others = "sklearn", "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core", "distributed", "jinja2"
     code = f"import sys, nb_lib.__main__, nb_lib.bench; sys.exit(any(m in sys.modules for m in {others}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
