@@ -252,7 +252,7 @@ class _Task:
             return None
         done = len(records) == len(group)
         in_vain = not done and training.pace < self.left()
-        measured = [(group[0], len(group), training.pace)]
+        measured = [(group[0], len(group), training.pace)] if training.pace else []
         return _Ended(records, out_of_time=not done and not in_vain, in_vain=in_vain, measured=measured)
 
     def _in_halves(self, group: list[Run], watch: Watch | None, expected: float) -> _Ended:
@@ -284,12 +284,11 @@ class _Task:
         return os.path.join(self.store.folder, f"{name}.checkpoint")
 
     def _interrupted(self, group: list[Run], device: str) -> dict[str, Any] | None:
-        """The state of these runs in a checkpoint, perhaps of a larger group of which others have ended since."""
+        """The latest state of these runs in a checkpoint, perhaps of a larger group of which others have ended."""
         wanted = {run.key for run in group}
-        for _, state in self._checkpoints():
-            if wanted <= set(state["keys"]) and state.get("device", "cpu") == device:
-                return state
-        return None
+        here = (state for _, state in self._checkpoints() if state.get("device", "cpu") == device)
+        found = (state for state in here if wanted <= set(state["keys"]))
+        return max(found, key=lambda state: state["progress"][0], default=None)
 
     def forget_finished(self, runs: Iterable[Run]) -> None:
         """Remove the checkpoints of runs of which nothing is missing any more."""
@@ -445,15 +444,18 @@ def _data(run: Run, device: str, root: str | None, download: bool) -> Data:
     return _loaded[source]
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Also where the libraries beneath torch have no words for it: cuDNN then finds no engine that fits."""
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Also where libraries beneath torch have no words for it (cuDNN finds no engine), or recording covers it up."""
+    if error is None:
+        return False
     said = (
         "can't allocate memory",
         "CUDA error: out of memory",
         "ALLOC_FAILED",
         "unable to find an engine to execute this computation",
     )
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+    return short or _out_of_memory(error.__context__)
 
 
 def account(

@@ -255,6 +255,19 @@ def test_short_memory_has_many_names(error, tmp_path, monkeypatch, capsys):
     assert "2 networks at once do not fit; 1 at once." in capsys.readouterr().err
 
 
+def test_short_memory_while_recording_is_found_beneath_what_the_recording_says(tmp_path, monkeypatch):
+    def training(group, data):
+        if len(group) > 1:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        return Training(group, data)
+
+    monkeypatch.setattr(sweeps, "Training", training)
+    assert len(sweep(SEEDS[:2], tmp_path, device="cpu")) == 2
+
+
 def test_another_error_is_not_taken_for_short_memory(tmp_path, monkeypatch):
     def training(group, data):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (60x64 and 63x64)")
