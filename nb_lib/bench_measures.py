@@ -1,9 +1,11 @@
 """What measuring a network costs beside other ways to do it: ratios of times, and the values both reach.
 
 As in `nb_lib.bench` the ways take turns within one run. A surface costs the same at each of its points, so a few
-points are timed.
+points are timed. A search for the worst loss in a box costs what it takes to come as high as scipy's: it is timed
+until then, on SmoothOut's F1 trained with a small and with a large batch.
 """
 
+import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -16,42 +18,65 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nb_lib.data import load
+from nb_lib.data import Data, Split, load
 from nb_lib.errors import InputError
 from nb_lib.landscape import filter_normalized_direction, loss_surface
 from nb_lib.networks import build
-from nb_lib.objective import Objective
-from nb_lib.sharpness import box_sharpness
+from nb_lib.objective import Objective, Value
+from nb_lib.papers import protocol
+from nb_lib.runs import Run
+from nb_lib.sharpness import BoxSharpness, box_sharpness
+from nb_lib.training import Training
 
 POINTS = 3  # of the 51 along each side of a surface
+SMALL_AND_LARGE = (256, 6000)  # SmoothOut's batch sizes
 
 
-def bench_measures(device: torch.device, *, images: int = 10_000, rounds: int = 3) -> pd.DataFrame:
-    """Time a filter-normalized surface and the box sharpness of NE's F1 against the usual ways.
+def bench_measures(device: torch.device, *, images: int = 10_000, epochs: int = 20, rounds: int = 3) -> pd.DataFrame:
+    """Time a filter-normalized surface of NE's F1 and the box sharpness of SmoothOut's against the usual ways.
 
-    Fashion-MNIST is used if it is on this machine, else random images of its size, which take as long.
+    Fashion-MNIST and MNIST are used if they are on this machine, else random images of their size.
+
+    Parameters
+    ----------
+    device : torch.device
+    images : int
+        To train on, and to take the loss of.
+    epochs : int
+        For which SmoothOut's F1 is trained.
+    rounds : int
+        Repetitions.
 
     Returns
     -------
     pandas.DataFrame
-        Columns what, ratio (median over rounds), ours and theirs (the values reached: the highest loss of the
-        surface, the sharpness), data.
+        Columns what, ratio (median over rounds), ours and theirs (the values reached at the end: the highest loss of
+        the surface, the sharpness), data.  Of a box the ratio is the time until our search has come as high as scipy's
+        ends, over all of scipy's; NaN, and said, if it has not, or if scipy's does not leave w*.
     """
-    x, y, name = _images(images, device)
+    fashion = _data("fashion-mnist", images, device)
+    x, y = fashion.train.x, fashion.train.y
     model = _trained(x, y)
-    objective = Objective(model, x, y, batch_norm="stored")
-    rows = [*_surfaces(model, objective, rounds), _box(objective)]
-    return pd.DataFrame(rows).assign(data=f"{len(x)} images, {name}")
+    rows = _surfaces(model, Objective(model, x, y, batch_norm="stored"), rounds)
+    data = _data("mnist", images, device, normalization="symmetric")
+    boxes = [_box(batch_size, data, epochs, rounds) for batch_size in SMALL_AND_LARGE]
+    return pd.DataFrame(
+        [
+            row | {"data": f"{images} images, {used.name}"}
+            for used, rows in ((fashion, rows), (data, boxes))
+            for row in rows
+        ]
+    )
 
 
-def _images(count: int, device: torch.device) -> tuple[Tensor, Tensor, str]:
+def _data(dataset: str, images: int, device: torch.device, normalization: str = "unit") -> Data:
     try:
-        train = load("fashion-mnist", train_size=count, device=device).train
-        return train.x, train.y, "Fashion-MNIST"
+        return load(dataset, train_size=images, test_size=10, normalization=normalization, device=device)
     except InputError:
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand(count, 1, 28, 28, generator=generator)
-        return x.to(device), torch.randint(10, (count,), generator=generator).to(device), "random"
+        x = torch.rand(images, 1, 28, 28, generator=generator).to(device)
+        y = torch.randint(10, (images,), generator=generator).to(device)
+        return Data("random", "random", tuple("0123456789"), Split(x, y), Split(x[:10], y[:10]))
 
 
 def _trained(x: Tensor, y: Tensor, epochs: int = 2) -> nn.Module:
@@ -127,21 +152,62 @@ def _their_surface(model: nn.Module, objective: Objective) -> float:
     return float(loss_landscapes.random_plane(model, metric, distance=1, steps=POINTS, normalization="filter").max())
 
 
-def _box(objective: Objective) -> dict[str, object]:
-    """Vertex iteration against scipy's L-BFGS-B, from w* only."""
+class _Watched(Objective):
+    """Notes when it has first seen a loss of at least `level`."""
 
-    def search(method: str) -> Callable[[], float]:
-        return lambda: box_sharpness(objective, method=method, starts=0).maximum
+    level, reached = math.inf, math.nan
 
-    seconds, values = {}, {}
-    for method in ("vertex", "lbfgsb"):
-        seconds[method], values[method] = _timed(search(method))
-    return {
-        "what": "box sharpness, all dimensions: ours ÷ scipy's L-BFGS-B",
-        "ratio": seconds["vertex"] / seconds["lbfgsb"],
-        "ours": values["vertex"],
-        "theirs": values["lbfgsb"],
-    }
+    def __call__(self, w: Tensor) -> Value:
+        value = super().__call__(w)
+        self._note(value.loss)
+        return value
+
+    def gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gradient = super().gradient(w)
+        self._note(loss)
+        return loss, gradient
+
+    def on(self, x: Tensor, y: Tensor) -> Objective:
+        other = super().on(x, y)
+        other.level = math.inf  # type: ignore[attr-defined]  # the loss of other samples says nothing
+        return other
+
+    def _note(self, loss: Tensor) -> None:
+        if math.isnan(self.reached) and float(loss) >= self.level:
+            self.reached = time.perf_counter()
+
+
+def _box(batch_size: int, data: Data, epochs: int, rounds: int) -> dict[str, object]:
+    """Vertex iteration, until it is as high as scipy's L-BFGS-B ends, against all of that; both from w* only."""
+    batch_size = min(batch_size, len(data.train))
+    objective = _Watched(_smoothouts(batch_size, data, epochs), data.train.x, data.train.y)
+    ratios, ours, theirs = zip(*(_as_high(objective) for _ in range(rounds)), strict=True)
+    ratio, what = float(np.median(ratios)), f"box sharpness, SmoothOut's F1, B = {batch_size}: ours ÷ scipy's L-BFGS-B"
+    if torch.equal(theirs[0].highest, objective.weights):
+        ratio, what = math.nan, f"{what}; scipy does not leave w*"
+    elif math.isnan(ratio):
+        what += "; ours ends lower"
+    return {"what": what, "ratio": ratio, "ours": ours[0].maximum, "theirs": theirs[0].maximum}
+
+
+def _as_high(objective: _Watched) -> tuple[float, BoxSharpness, BoxSharpness]:
+    """The ratio of the times, NaN if ours is never as high; our search at its end, and scipy's."""
+    objective.level = math.inf
+    start = time.perf_counter()
+    theirs = box_sharpness(objective, method="lbfgsb", starts=0)
+    seconds = time.perf_counter() - start
+    objective.level, objective.reached = theirs.max_loss, math.nan
+    start = time.perf_counter()
+    ours = box_sharpness(objective, starts=0)
+    return (objective.reached - start) / seconds, ours, theirs
+
+
+def _smoothouts(batch_size: int, data: Data, epochs: int) -> nn.Module:
+    """SmoothOut's F1 after some epochs of its protocol, in evaluation mode."""
+    training = Training([Run(**protocol("smoothout-f1", batch_size=batch_size, epochs=epochs))], data)
+    for _ in range(epochs):
+        training.train_epoch()
+    return training.member(0)
 
 
 def _timed(way: Callable[[], float]) -> tuple[float, float]:

@@ -1,11 +1,14 @@
 """How fast trainings are: updates per second beside a plain loop's, and the part of the device's peak they reach.
 
 Every update is NE's (α = 1.5).  Ours is `training.Training` at work, whole epochs of it; the plain loop is what a
-competent user of PyTorch writes: data loaders, two backward passes, fused Adam.  The peak is that of a large matrix
-product.  As in `nb_lib.bench` the three take turns within one run.
+competent user of PyTorch writes for data that fit on the device: images, shuffles and indexing there, two backward
+passes, fused Adam.  The peak is that of a large matrix product.  As in `nb_lib.bench` the three take turns within one
+run.
 """
 
 import gc
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +19,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from nb_lib.bench import Step, interleaved
@@ -25,11 +27,13 @@ from nb_lib.device import precision
 from nb_lib.networks import Shape, build
 from nb_lib.papers import GRIDS, PROTOCOLS, grid, ne_table_2
 from nb_lib.runs import Run
+from nb_lib.sweeps import out_of_memory
 from nb_lib.training import Training
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # side of the matrices
 _ALPHA = 1.5
 _B = (100, 1000, 5000)
+_PRECISIONS = ("float32", "tf32", "bfloat16")
 _SAMPLES = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion-mnist": 60_000}
 Batch = Sequence[Tensor]
 
@@ -44,6 +48,10 @@ class Case:
     precision: str = "float32"
     seeds: int = 1
 
+    def __str__(self) -> str:
+        several = f", {self.seeds} seeds" if self.seeds > 1 else ""
+        return f"{self.network} B={self.batch_size} {self.precision}{several}"
+
 
 def cases(device: torch.device) -> list[Case]:
     """What `bench_training` times there: on a CPU little, for it is slow."""
@@ -52,12 +60,22 @@ def cases(device: torch.device) -> list[Case]:
         return [*f1, Case("ne-c1", 100, 1), Case("digits-mlp", 100, 200, seeds=10)]
     # at least three updates a round: graphs are recorded on the fourth, within the two rounds of warm-up
     f1 = [Case("ne-f1", b, max(3, 60_000 // b)) for b in _B]
-    c1 = [Case("ne-c1", b, max(3, 10_000 // b), name) for name in ("float32", "tf32", "bfloat16") for b in _B]
+    c1 = [Case("ne-c1", b, max(3, 10_000 // b), name) for name in _PRECISIONS for b in _B]
     return [*f1, Case("ne-f1", 100, 600, seeds=10), *c1]
 
 
+def short_cases(device: torch.device) -> list[Case]:
+    """What fits into a minute on a GPU, the most informative first; on a CPU `cases`."""
+    if device.type == "cpu":
+        return cases(device)
+    updates = {500: 6, 100: 20, 5000: 3}  # of C1; the slowest last, and at each B the fastest first
+    f1 = {b: [Case("ne-f1", b, max(6, 20_000 // b), seeds=seeds) for seeds in (10, 1)] for b in (900, 100, 5000)}
+    c1 = {b: [Case("ne-c1", b, updates[b], name) for name in reversed(_PRECISIONS)] for b in updates}
+    return [*f1[900], *c1[500], *c1[100], *f1[100], *f1[5000], *c1[5000]]
+
+
 def bench_training(
-    device: torch.device, *, rounds: int | None = None, chosen: Sequence[Case] | None = None
+    device: torch.device, *, rounds: int | None = None, chosen: Sequence[Case] | None = None, limit: float = math.inf
 ) -> pd.DataFrame:
     """Time trainings on random images; a row a case.
 
@@ -68,25 +86,49 @@ def bench_training(
         Repetitions: 3 on a CPU, else 7.
     chosen : sequence of Case, optional
         Instead of `cases`.
+    limit : float
+        Seconds after which no case is begun.  Those that were not have no row: they are printed, and are in the
+        table's ``attrs["left_out"]``.
 
     Returns
     -------
     pandas.DataFrame
         Columns network, B, precision, seeds (networks side by side), ours_per_s and plain_per_s (updates a second,
-        each network's counted), ratio (ours ÷ plain, of the time of one network's update: below 1 ours is faster;
-        median over rounds), of_peak (part of the measured peak of a matrix product that ours reaches).
+        each network's counted), images_per_s and plain_images_per_s (those of both minibatches, each network's
+        counted), ms (milliseconds an update of ours, of all networks side by side), ratio (ours ÷ plain, of the time
+        of one network's update: below 1 ours is faster; median over rounds), of_peak (part of the measured peak of a
+        matrix product in that precision that ours reaches), note ("out of memory" where that ended a case, whose
+        numbers are NaN then).
     """
     rounds = rounds or (3 if device.type == "cpu" else 7)
-    rows = []
-    for case in cases(device) if chosen is None else chosen:
-        rows.append(_row(case, interleaved(_steps(case, device), device, rounds), PEAK_SIZE[device.type]))
-        gc.collect()  # a training and its recorded steps refer to each other: gigabytes that the next case needs
+    chosen = cases(device) if chosen is None else chosen
+    end = time.monotonic() + limit
+    rows: list[dict[str, object]] = []
+    while len(rows) < len(chosen) and time.monotonic() < end:
+        rows.append(_timed(chosen[len(rows)], device, rounds))
+        gc.collect()  # a training may hold gigabytes of recorded steps that the next case needs
         torch.cuda.empty_cache()
-    return pd.DataFrame(rows)
+    left_out = [str(case) for case in chosen[len(rows) :]]
+    if left_out:
+        print(f"not begun within {limit:g} s: {'; '.join(left_out)}")
+    table = pd.DataFrame(rows)
+    table.attrs["left_out"] = left_out
+    return table
+
+
+def _timed(case: Case, device: torch.device, rounds: int) -> dict[str, object]:
+    try:
+        return _row(case, interleaved(_steps(case, device), device, rounds), PEAK_SIZE[device.type])
+    except Exception as error:  # torch raises many kinds where memory runs out
+        if not out_of_memory(error):
+            raise
+    nothing = pd.DataFrame({"ours": [math.nan], "plain": [math.nan], "peak": [math.nan]})
+    return _row(case, nothing, PEAK_SIZE[device.type]) | {"note": "out of memory"}
 
 
 def _row(case: Case, times: pd.DataFrame, size: int) -> dict[str, object]:
     ours, plain = times["ours"] / (case.updates * case.seeds), times["plain"] / case.updates
+    images = 2 * case.batch_size
     peak = 2 * size**3 / times["peak"].min()
     return {
         "network": case.network,
@@ -95,23 +137,27 @@ def _row(case: Case, times: pd.DataFrame, size: int) -> dict[str, object]:
         "seeds": case.seeds,
         "ours_per_s": 1 / ours.median(),
         "plain_per_s": 1 / plain.median(),
+        "images_per_s": images / ours.median(),
+        "plain_images_per_s": images / plain.median(),
+        "ms": 1000 * case.seeds * ours.median(),
         "ratio": (ours / plain).median(),
-        "of_peak": 2 * case.batch_size * flops_per_sample(case.network) / ours.median() / peak,
+        "of_peak": images * flops_per_sample(case.network) / ours.median() / peak,
+        "note": "",
     }
 
 
 def _steps(case: Case, device: torch.device) -> dict[str, Step]:
     """An epoch of ours, one of the plain loop, and a matrix product."""
-    x = torch.rand(case.updates * case.batch_size, *_shape(case.network))
-    y = torch.randint(10, (len(x),))
-    return {"ours": _ours(case, x, y, device), "plain": _plain(case, x, y, device), "peak": _product(case, device)}
+    x = torch.rand(case.updates * case.batch_size, *_shape(case.network), device=device)
+    y = torch.randint(10, (len(x),), device=device)
+    return {"ours": _ours(case, x, y), "plain": _plain(case, x, y), "peak": _product(case, device)}
 
 
-def _ours(case: Case, x: Tensor, y: Tensor, device: torch.device) -> Step:
+def _ours(case: Case, x: Tensor, y: Tensor) -> Step:
     run = Run(network=case.network, batch_size=case.batch_size, alpha=_ALPHA, precision=case.precision, epochs=10**6)
     runs = [replace(run, seed=seed) for seed in range(case.seeds)]
-    train, test = Split(x.to(device), y.to(device)), Split(x[:1].to(device), y[:1].to(device))
-    training = Training(runs, Data("random", "random", tuple("0123456789"), train, test))
+    data = Data("random", "random", tuple("0123456789"), Split(x, y), Split(x[:1], y[:1]))
+    training = Training(runs, data)
 
     def epoch() -> None:
         training.train_epoch()
@@ -119,22 +165,18 @@ def _ours(case: Case, x: Tensor, y: Tensor, device: torch.device) -> Step:
     return epoch
 
 
-def _plain(case: Case, x: Tensor, y: Tensor, device: torch.device) -> Step:
-    net = build(case.network, _shape(case.network), 10, device=device).train()
+def _plain(case: Case, x: Tensor, y: Tensor) -> Step:
+    net = build(case.network, _shape(case.network), 10, device=x.device).train()
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
-    pinned = device.type == "cuda"
-    loaders = [
-        DataLoader(TensorDataset(x, y), batch_size=case.batch_size, shuffle=True, pin_memory=pinned) for _ in range(2)
-    ]
 
-    def moved(batch: Batch) -> Batch:
-        return [part.to(device, non_blocking=True) for part in batch]
+    def shuffled() -> Sequence[Tensor]:
+        return torch.randperm(len(x), device=x.device).split(case.batch_size)
 
     def epoch() -> None:
-        with precision(case.precision, device):
-            for first, second in zip(*loaders, strict=True):
+        with precision(case.precision, x.device):
+            for first, second in zip(shuffled(), shuffled(), strict=True):
                 optimizer.zero_grad()
-                two_passes(net, moved(first), moved(second), _ALPHA)
+                two_passes(net, (x[first], y[first]), (x[second], y[second]), _ALPHA)
                 optimizer.step()
 
     return epoch
@@ -190,14 +232,16 @@ def projected_hours(measured: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     measured : pandas.DataFrame
-        From `bench_training`.
+        From `bench_training`; rows without numbers are left out.
 
     Returns
     -------
     pandas.DataFrame
-        Columns grid, runs, hours.  Runs that several grids share count in each.
+        Columns grid, runs, hours (NaN where neither F1 nor C1 was measured).  Runs that several grids share count
+        in each.
     """
-    alone = measured[(measured["precision"] == "float32") & (measured["seeds"] == 1)].sort_values("B")
+    alone = measured[(measured["precision"] == "float32") & (measured["seeds"] == 1)]
+    alone = alone.dropna(subset=["ours_per_s"]).sort_values("B")
     rows = []
     for name in GRIDS:
         runs, one_seed = grid(name), grid(name, seeds=1)
@@ -216,6 +260,8 @@ def _updates(run: Run) -> float:
 def _seconds(run: Run, measured: pd.DataFrame) -> float:
     like = "ne-f1" if run.network.endswith("f1") else "ne-c1"
     rows = measured[measured["network"] == like]
+    if rows.empty:
+        return math.nan
     b = run.batch_size if run.alpha > 1 else run.batch_size / 2
     seconds = np.interp(b, rows["B"], 1 / rows["ours_per_s"]) * max(1, b / rows["B"].max())
     return float(seconds) * flops_per_sample(run.network) / flops_per_sample(like)

@@ -247,7 +247,7 @@ class _Task:
                 keep=functools.partial(self._keep, training),
             )
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             return None
         done = len(records) == len(group)
@@ -444,7 +444,7 @@ def _data(run: Run, device: str, root: str | None, download: bool) -> Data:
     return _loaded[source]
 
 
-def _out_of_memory(error: BaseException | None) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Also where libraries beneath torch have no words for it (cuDNN finds no engine), or recording covers it up."""
     if error is None:
         return False
@@ -455,7 +455,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
         "unable to find an engine to execute this computation",
     )
     short = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
-    return short or _out_of_memory(error.__context__)
+    return short or out_of_memory(error.__context__)
 
 
 def account(

@@ -187,6 +187,86 @@ def test_vertices_reach_at_least_what_scipy_reaches_on_a_trained_network(trained
     assert vertex.evaluations < scipys.evaluations
 
 
+class Seen(Objective):
+    """Notes at which points, and on which samples, its gradient is taken."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.points, self.samples = [], []
+
+    def gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        self.points.append(w)
+        self.samples.append(self.x[:, 0].tolist())
+        return super().gradient(w)
+
+
+def regression(n: int = 5000) -> Seen:
+    """Logistic regression: convex in its weights, six and two biases; the first input numbers the samples."""
+    x = torch.cat([torch.linspace(-1, 1, n, dtype=torch.float64)[:, None], normal(n, 2)], dim=1)
+    model = nn.Linear(3, 2).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(normal(2, 3, seed=1))
+        model.bias.copy_(normal(2, seed=2))
+    return Seen(model, x, (x @ normal(3, seed=3) + normal(n, seed=4) > 0).long())
+
+
+@pytest.mark.parametrize("epsilon", [5e-4, 0.3])
+def test_steps_on_parts_of_the_samples_come_to_the_highest_corner_too(epsilon) -> None:
+    f = regression()
+    half = epsilon * (f.weights.abs() + 1)
+    found = box_sharpness(f, epsilon=epsilon, starts=4)
+    assert found.max_loss == pytest.approx(highest_corner(f, half), rel=1e-12)
+    assert float(f(found.highest).loss) == pytest.approx(found.max_loss, rel=1e-12)
+    assert all(bool(((w - f.weights).abs() <= half * (1 + 1e-12)).all()) for w in f.points)
+
+
+def test_many_samples_are_climbed_in_parts_after_the_first_step() -> None:
+    f = regression(6001)
+    found = box_sharpness(f, starts=0, steps=3)
+    sizes = [len(numbers) for numbers in f.samples]
+    assert sizes[:22] == [6001, *[150] * 20, 6001]
+    assert set(sizes[22:]) <= {6001}
+    assert found.evaluations == 1 + sizes.count(6001)  # f at w* too
+    parts = [number for numbers in f.samples[1:21] for number in numbers]
+    assert len(set(parts)) == 3000, "no sample twice"
+    assert stats.kstest(parts, stats.uniform(-1, 2).cdf).pvalue > 0.01, "from anywhere in the data set"
+
+    again, other = regression(6001), regression(6001)
+    assert box_sharpness(again, starts=0, steps=3) == found
+    assert again.samples == f.samples
+    box_sharpness(other, starts=0, steps=3, seed=1)
+    assert other.samples[1] != f.samples[1]
+
+
+def test_few_samples_are_not_cut_into_parts() -> None:
+    f = regression(4999)
+    box_sharpness(f, starts=1)
+    assert {len(numbers) for numbers in f.samples} == {4999}
+
+
+def test_parts_that_lead_downhill_are_done_without() -> None:
+    """All losses but one fall where their mean rises; left of 0 no slope leads back."""
+    y = torch.full((5000,), -1.0, dtype=torch.float64)
+    y[1234] = 10_000
+    model = nn.Linear(1, 1, bias=False).double().eval()
+    nn.init.constant_(model.weight, 0.01)
+    f = Objective(model, torch.ones_like(y)[:, None], y, criterion=lambda out, y: y * out[:, 0].relu())
+    mean = (10_000 - 4999) / 5000
+    found = box_sharpness(f, epsilon=0.1, starts=0)
+    assert found.loss == pytest.approx(0.01 * mean, rel=1e-12)
+    assert found.max_loss == pytest.approx((0.01 + 0.1 * 1.01) * mean, rel=1e-12)
+
+
+def test_parts_of_a_trained_networks_samples_reach_what_scipy_reaches(digits) -> None:
+    model, x, y = digits
+    f = Seen(model, x.repeat(9, 1) + 0.05 * normal(9 * len(x), 32), y.repeat(9))
+    vertex = box_sharpness(f, epsilon=5e-3, starts=3)
+    assert [len(numbers) for numbers in f.samples[:22]] == [5400, *[135] * 20, 5400]
+    scipys = box_sharpness(f, epsilon=5e-3, starts=3, method="lbfgsb", steps=50)
+    assert vertex.maximum == pytest.approx(scipys.maximum, rel=2e-3)
+    assert vertex.maximum >= scipys.maximum * (1 - 1e-4)
+
+
 def test_slopes_too_small_for_scipys_tolerances_still_count() -> None:
     f = convex(6, scale=1e-8)
     expected = highest_corner(f, 0.1 * (f.weights.abs() + 1)) - 0.5
