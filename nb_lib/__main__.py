@@ -162,12 +162,13 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
-    runs = plan(options.grids, options.scale, seeds=options.seeds, **given)
+    named = plan(options.grids, options.scale, seeds=options.seeds, **given)
     if not options.scheduler:
         _say_where(options.device)
     records = sweep(
-        runs,
+        [run for runs in named.values() for run in runs],
         options.store,
+        named=named,
         budget=options.budget and options.budget - (time.monotonic() - LOADED),
         have=[record for source in options.have for record in read_records(source)],
         into=options.into,

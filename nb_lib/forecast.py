@@ -23,23 +23,27 @@ class Forecast:
     def __init__(self, records: Iterable[Record] = (), where: dict[str, object] | None = None) -> None:
         self._epochs: dict[Run, list[int]] = {}
         self._pace: dict[object, float] = {}  # seconds an epoch, for one network and one minibatch an update
+        self._slowest = 0.0  # of those measured now: at least as much time should be left for what is not known at all
         for record in records:
             self._epochs.setdefault(_neutral(record.run), []).append(record.epochs)
             if where and where.items() <= record.provenance.items():
-                self.learn(record.run, record.provenance["side_by_side"], record.wall_time / record.epochs)
+                self._note(record.run, record.wall_time / record.epochs / record.provenance["side_by_side"])
 
     def learn(self, run: Run, networks: int, seconds: float) -> None:
         """Note that an epoch of so many networks like this side by side took so long."""
-        pace = seconds / (networks * _streams(run))
+        self._note(run, seconds / networks)
+        self._slowest = max(self._slowest, seconds)
+
+    def _note(self, run: Run, seconds: float) -> None:
+        pace = seconds / _streams(run)
         self._pace[replace(run, seed=0)] = pace
         self._pace[_like(run)] = pace
 
     def epoch(self, group: Sequence[Run]) -> float:
-        """Seconds of an epoch, by the same cell, else the same network, else the slowest yet; 0 at the very first."""
+        """Seconds of an epoch, by the same cell, else the same network, else the slowest measured yet; 0 at first."""
         run = group[0]
-        slowest = max(self._pace.values(), default=0.0)
-        pace = self._pace.get(replace(run, seed=0), self._pace.get(_like(run), slowest))
-        return pace * len(group) * _streams(run)
+        pace = self._pace.get(replace(run, seed=0), self._pace.get(_like(run)))
+        return self._slowest if pace is None else pace * len(group) * _streams(run)
 
     def epochs(self, group: Sequence[Run]) -> float:
         """Epochs that the group is expected to take; NaN if there is no telling.
@@ -55,8 +59,8 @@ class Forecast:
 
     def whole(self, group: Sequence[Run]) -> float:
         """Seconds of the whole group; NaN if there is no telling."""
-        pace = self.epoch(group)
-        return self.epochs(group) * pace if pace else math.nan
+        known = _like(group[0]) in self._pace
+        return self.epochs(group) * self.epoch(group) if known else math.nan
 
 
 def _neutral(run: Run) -> Run:

@@ -48,12 +48,13 @@ _FEW_SAMPLES = 512  # in a pass of a dense network: a GPU waits for the host
 
 
 def sweep(
-    runs: Iterable[Run] | Mapping[str, Iterable[Run]],
+    runs: Iterable[Run],
     store: RunStore | str | os.PathLike[str] | None = None,
     *,
     budget: float | None = None,
     have: Iterable[Record] = (),
     into: str | os.PathLike[str] | None = None,
+    named: Mapping[str, Sequence[Run]] | None = None,
     client: Any = None,
     device: str = "auto",
     root: str | None = None,
@@ -70,8 +71,8 @@ def sweep(
 
     Parameters
     ----------
-    runs : iterable of Run, or mapping of names to such
-        A run named twice is trained once.  Of named experiments the closing account has a line each.
+    runs : iterable of Run
+        A run named twice is trained once.
     store : RunStore or path, optional
         None keeps nothing: every run is trained now.  Several processes and machines may share a store on a file
         system with locks; no run is trained twice.
@@ -83,6 +84,8 @@ def sweep(
     into : path, optional
         File of JSON lines to which the records of the store are added after every group, as `runs.merge` does: what a
         machine is left with.
+    named : mapping, optional
+        Names of experiments and their runs, as of `papers.plan`: the closing account has a line for each.
     client : distributed.Client or str, optional
         A Dask client, or the address of a scheduler: groups of runs train on its workers, one at a time on each.
         A lost worker's runs go to another one.
@@ -110,14 +113,13 @@ def sweep(
     if store is None:
         with tempfile.TemporaryDirectory() as folder:
             return sweep(
-                runs, folder, budget=budget, have=have, into=into, client=client, device=device, root=root,
+                runs, folder, budget=budget, have=have, into=into, named=named, client=client, device=device, root=root,
                 download=download, measure=measure, keep_weights=keep_weights, progress=progress,
             )  # fmt: skip
     store = store if isinstance(store, RunStore) else RunStore(store)
     deadline = math.inf if budget is None else started + budget
     task = _Task(store, device, root, download, measure, keep_weights, deadline)
-    named = {name: list(of) for name, of in (runs.items() if isinstance(runs, Mapping) else [("", runs)])}
-    runs = list(dict.fromkeys(run for of in named.values() for run in of))
+    runs = list(dict.fromkeys(runs))
     had = {record.run: record for record in have}
     wanted = [run for run in runs if run not in had]
 
@@ -134,7 +136,7 @@ def sweep(
     task.forget_finished(runs)
     records = [store.load(run) for run in runs if run in store]
     if progress:
-        if set(named) != {""}:
+        if named:
             print(account(named, records, ended.records, had))
         print(_account(runs, records, ended, sum(run not in store for run in had.keys() & set(runs))))
     return records

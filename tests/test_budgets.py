@@ -108,7 +108,16 @@ def test_a_forecast_scales_with_networks_and_minibatches():
     assert forecast.epoch([replace(SMALL, alpha=2.0, batch_size=50)]) == 6
     forecast.learn(replace(SMALL, network="ne-f1"), 1, 100.0)
     assert forecast.epoch([SMALL]) == 3
-    assert forecast.epoch([replace(SMALL, network="ne-c1")]) == 100, "the slowest, of what is not known"
+    unknown = [replace(SMALL, network="ne-c1")]
+    assert forecast.epoch(unknown) == 100, "the slowest measured now"
+    assert math.isnan(forecast.whole(unknown))
+
+
+def test_what_took_long_elsewhere_or_earlier_keeps_no_other_network_from_beginning(clock, tmp_path):
+    [slow] = sweep([replace(SMALL, network="ne-f1")], progress=False)
+    slow = replace(slow, wall_time=1e6)
+    clock.now = 0
+    assert runs_of(sweep([SMALL], tmp_path, have=[slow], budget=5)) == [SMALL]
 
 
 def test_a_published_time_serves_where_no_record_does():
@@ -148,7 +157,8 @@ def test_the_account_has_a_line_for_each_experiment(tmp_path, capsys):
     elsewhere = sweep([SEEDS[4]], progress=False)
     sweep([SEEDS[3]], tmp_path, progress=False)
     named = {"first": SEEDS[:2], "second": [*SEEDS[1:], replace(LONG, batch_size=240)], "third": []}
-    records = sweep(named, tmp_path, have=elsewhere, budget=100)
+    runs = [run for of in named.values() for run in of]
+    records = sweep(runs, tmp_path, named=named, have=elsewhere, budget=100)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     first, second, third = (line.split(maxsplit=7) for line in lines[1:4])
