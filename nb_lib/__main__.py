@@ -1,5 +1,9 @@
 """``python -m nb_lib``: train, sweep, measure and compare on machines without Jupyter."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: threads that wait leave the cores to others' work
+
 import argparse
 import dataclasses
 import json
@@ -98,7 +102,9 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", required=True, help="folder of records: stored runs are skipped, killed ones resumed"
     )
-    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 8m, 2h")
+    parser.add_argument(
+        "--budget", type=_seconds, metavar="TIME", help="be done after this long, the account included: 90s, 8m, 2h"
+    )
     parser.add_argument(
         "--have", nargs="+", default=[], metavar="FILE", help="JSON lines, or stores, of runs that count as done"
     )
@@ -169,7 +175,7 @@ def _sweep(options: argparse.Namespace) -> None:
         [run for runs in named.values() for run in runs],
         options.store,
         named=named,
-        budget=options.budget and options.budget - (time.monotonic() - LOADED),
+        budget=options.budget and options.budget - (time.monotonic() - LOADED) - min(2, options.budget / 10),
         have=[record for source in options.have for record in read_records(source)],
         into=options.into,
         client=options.scheduler,
