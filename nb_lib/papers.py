@@ -295,10 +295,14 @@ def grid(name: str, scale: str = "full", *, seeds: int | None = None, **given: A
         For an unknown name or scale.
     """
     known("scale", scale, SCALES)
-    names = [n for n in GRIDS if n == name or n.startswith(f"{name}-")] or [known("grid", name, [*GRIDS, "next"])]
+    names = _matching(name) or [known("grid", name, GRIDS)]
     per_grid = [_seeds(GRIDS[n], scale, seeds, given) for n in names]
     rounds = zip_longest(*per_grid, fillvalue=())  # one seed of everything, then the next
     return list(dict.fromkeys(run for one_round in rounds for runs in one_round for run in runs))
+
+
+def _matching(name: str) -> list[str]:
+    return [grid for grid in GRIDS if grid == name or grid.startswith(f"{name}-")]
 
 
 def _seeds(grid: Grid, scale: str, seeds: int | None, given: Cell) -> list[list[Run]]:
@@ -380,6 +384,8 @@ def plan(names: Iterable[str], scale: str = "full", *, seeds: int | None = None,
             for step in NEXT:
                 found.setdefault(step.name, []).extend(step.runs(scale, seeds, given))
         else:
+            if not _matching(name):
+                known("grid", name, [*GRIDS, "next"])
             found.setdefault(name, []).extend(grid(name, scale, seeds=seeds, **given))
     return {name: list(dict.fromkeys(runs)) for name, runs in found.items()}
 

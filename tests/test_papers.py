@@ -72,6 +72,8 @@ def test_a_plan_is_its_grids_in_order():
     assert papers.plan(["ne-table2-f1"], precision="tf32", dataset=None)["ne-table2-f1"][0].precision == "tf32"
     with pytest.raises(InputError, match="did you mean 'next'"):
         papers.plan(["nextt"])
+    with pytest.raises(InputError, match="unknown grid 'next'"):
+        papers.grid("next")
 
 
 def test_what_is_next_is_said_with_precision_seeds_and_copy_of_the_data():
