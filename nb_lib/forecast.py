@@ -57,10 +57,10 @@ class Forecast:
         found = self._epochs.get(_neutral(run))
         return statistics.mean(found) if found else published_epochs(run)
 
-    def whole(self, group: Sequence[Run]) -> float:
-        """Seconds of the whole group; NaN if there is no telling."""
+    def rest(self, group: Sequence[Run], done: int = 0) -> float:
+        """Seconds until the group ends, of which so many epochs are done; NaN if there is no telling."""
         known = _like(group[0]) in self._pace
-        return self.epochs(group) * self.epoch(group) if known else math.nan
+        return (self.epochs(group) - done) * self.epoch(group) if known else math.nan
 
 
 def _neutral(run: Run) -> Run:

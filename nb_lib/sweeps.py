@@ -239,7 +239,7 @@ class _Task:
             training = Training(group, data)
             place = self._checkpoint(group, data.device.type)
             if interrupted := self._interrupted(group, data.device.type):
-                training.load_state_dict(interrupted)
+                training.load_state_dict(checkpointed(interrupted[1]))
             records = training.finish(
                 checkpoint=place,
                 progress=False,
@@ -285,12 +285,18 @@ class _Task:
         name = hashlib.sha256("".join([device, *(run.key for run in group)]).encode()).hexdigest()[:16]
         return os.path.join(self.store.folder, f"{name}.checkpoint")
 
-    def _interrupted(self, group: list[Run], device: str) -> dict[str, Any] | None:
-        """The latest state of these runs in a checkpoint, perhaps of a larger group of which others have ended."""
+    def _interrupted(self, group: list[Run], device: str) -> tuple[int, Path] | None:
+        """Where these runs got furthest, in epochs, and in which checkpoint, perhaps of a larger group."""
         wanted = {run.key for run in group}
-        here = (state for _, state in self._checkpoints() if state.get("device", "cpu") == device)
-        found = (state for state in here if wanted <= set(state["keys"]))
-        return max(found, key=lambda state: state["progress"][0], default=None)
+        here = ((path, state) for path, state in self._checkpoints() if state.get("device", "cpu") == device)
+        found = [(state["progress"][0], path) for path, state in here if wanted <= set(state["keys"])]
+        return max(found, default=None)
+
+    def epochs_done(self, group: list[Run]) -> int:
+        """Epochs of a group in a checkpoint, of those of its runs for which there is something to do."""
+        device = pick_device(self.device).type
+        interrupted = self._interrupted([run for run in group if self.lacks(run)], device)
+        return interrupted[0] if interrupted else 0
 
     def forget_finished(self, runs: Iterable[Run]) -> None:
         """Remove the checkpoints of runs of which nothing is missing any more."""
@@ -302,7 +308,7 @@ class _Task:
     def _checkpoints(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in sorted(self.store.folder.glob("*.checkpoint")):
             with suppress(InputError):  # damaged, or gone by now
-                yield path, checkpointed(path)
+                yield path, checkpointed(path, glance=True)
 
 
 _ONE_AT_A_TIME = threading.Lock()  # of a worker's threads: torch's global generators are one a process
@@ -367,7 +373,7 @@ def _here(forecast: Forecast, task: _Task, groups: list[list[Run]], bar: "tqdm[A
             if task.left() <= 0 or forecast.epoch(group) > task.left():
                 yield _Ended(out_of_time=True)
                 continue
-            if not last and forecast.whole(group) > task.left():
+            if not last and forecast.rest(group, task.epochs_done(group)) > task.left():
                 put_off.append(group)
                 continue
             bar.set_description(group[0].label)

@@ -570,9 +570,12 @@ def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:
     return [curve[round(i)] for i in np.linspace(0, len(curve) - 1, _CURVE_POINTS)]
 
 
-def checkpointed(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint (see `Training.state_dict`); `InputError` if it is damaged."""
+def checkpointed(path: Path, *, glance: bool = False) -> dict[str, Any]:
+    """The state in a checkpoint (see `Training.state_dict`); `InputError` if it is damaged.
+
+    At a glance its tensors stay in the file, and are no longer to be had when that is gone.
+    """
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=glance)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"the checkpoint {path} is damaged: delete it to start this run again.") from error

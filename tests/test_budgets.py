@@ -49,6 +49,15 @@ def test_the_pace_is_measured_where_it_is_not_known(clock, tmp_path):
     assert clock.now == 8 + 6
 
 
+def test_what_is_nearly_done_is_ended_first(clock, tmp_path):
+    """Half of the long run is in a checkpoint: what is left of it fits, and goes by its place in the order."""
+    pace = sweep([replace(SMALL, seed=9)], progress=False)
+    sweep([LONG], tmp_path, budget=5)
+    clock.now = 0
+    assert runs_of(sweep([LONG, SMALL], tmp_path, budget=6.5, have=pace)) == [LONG]
+    assert clock.now == 5 + 1
+
+
 def test_records_say_how_many_epochs_a_stopping_rule_takes_and_those_of_this_machine_how_long(clock, tmp_path):
     rule = replace(SMALL, stop_below=0.2, lr=3e-3, epochs=500)
     [known] = sweep([rule], progress=False)
@@ -100,17 +109,18 @@ def test_checkpoints_of_other_sweeps_and_damaged_ones_are_left_alone(clock, tmp_
 def test_a_forecast_scales_with_networks_and_minibatches():
     forecast = Forecast()
     assert forecast.epoch(SEEDS) == 0
-    assert math.isnan(forecast.whole(SEEDS))
+    assert math.isnan(forecast.rest(SEEDS))
     forecast.learn(SMALL, 2, 6.0)
     assert forecast.epoch([SMALL]) == 3
     assert forecast.epoch(SEEDS) == 15
-    assert forecast.whole(SEEDS) == 4 * 15
+    assert forecast.rest(SEEDS) == 4 * 15
+    assert forecast.rest(SEEDS, done=3) == 15
     assert forecast.epoch([replace(SMALL, alpha=2.0, batch_size=50)]) == 6
     forecast.learn(replace(SMALL, network="ne-f1"), 1, 100.0)
     assert forecast.epoch([SMALL]) == 3
     unknown = [replace(SMALL, network="ne-c1")]
     assert forecast.epoch(unknown) == 100, "the slowest measured now"
-    assert math.isnan(forecast.whole(unknown))
+    assert math.isnan(forecast.rest(unknown))
 
 
 def test_what_took_long_elsewhere_or_earlier_keeps_no_other_network_from_beginning(clock, tmp_path):
