@@ -28,9 +28,13 @@ from nb_lib.runs import Run, frame, merge, merge_by_network, read_records
 from nb_lib.sweeps import Measure, sweep
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for input that cannot be used, said in one sentence)."""
+def main(arguments: list[str] | None = None, *, started: float | None = None) -> int:
+    """Run one command; returns the exit status (2 for input that cannot be used, said in one sentence).
+
+    A budget counts from `started`, of ``time.monotonic()``, or from now.
+    """
     options = _parser().parse_args(arguments)
+    options.started = time.monotonic() if started is None else started
     try:
         options.command(options)
     except InputError as error:
@@ -175,7 +179,7 @@ def _sweep(options: argparse.Namespace) -> None:
         [run for runs in named.values() for run in runs],
         options.store,
         named=named,
-        budget=options.budget and options.budget - (time.monotonic() - LOADED) - min(2, options.budget / 10),
+        budget=options.budget and options.budget - (time.monotonic() - options.started) - min(2, options.budget / 10),
         have=[record for source in options.have for record in read_records(source)],
         into=options.into,
         client=options.scheduler,
@@ -258,4 +262,4 @@ def _print(ratios: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started=LOADED))
