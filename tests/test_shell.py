@@ -8,9 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-import torch
-
 from nb_lib import provenance
 from nb_lib.__main__ import main
 from nb_lib.runs import RunStore, read_lines
@@ -132,7 +129,6 @@ def test_in_another_projects_repository_the_commit_is_not_that_projects(tmp_path
     assert re.fullmatch("[0-9a-f]{12}", provenance.commit())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would time the GPU for a minute")
 def test_the_short_bench_runs(capsys, monkeypatch):
     from nb_lib import bench_training
 
