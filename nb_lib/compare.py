@@ -350,9 +350,9 @@ def label(table: str, row: dict[str, Any]) -> str:
 def readable(comparison: pd.DataFrame) -> pd.DataFrame:
     """The table of `compare` in words: accuracies in percent and gains in points, each ± its standard error.
 
-    The column ``apart`` has a verdict only where both gains have a standard error, and says that they agree only if
-    these errors could tell the published gain from none.  ``of`` says what our number is of, or, where there is none,
-    the command that runs it or what is lacking.
+    ``scale`` and ``ours`` belong together: beside a run in full, one of less data.  ``apart`` has a verdict only where
+    both gains have a standard error, and says that they agree only if these errors could tell the published gain from
+    none.  ``of`` says what our number is of, or, where there is none, the command that runs it or what is lacking.
     """
     rows = comparison.to_dict("records")
     return pd.DataFrame(
@@ -360,6 +360,7 @@ def readable(comparison: pd.DataFrame) -> pd.DataFrame:
             "network": comparison["network"],
             "method": comparison["method"],
             "published": [_number(r["published"], r["published_se"]) for r in rows],
+            "scale": comparison["scale"],
             "ours": [_number(r["accuracy"], r["se"]) if r["n"] else _absent(r["missing"]) for r in rows],
             "gain published": [_number(r["published_gain"], r["published_gain_se"], "+") for r in rows],
             "gain ours": [_number(r["gain"], r["gain_se"], "+") for r in rows],

@@ -203,6 +203,7 @@ def test_words_and_colors_say_how_far_apart_the_gains_are():
     assert words.loc[1, "gain published"] == "+0.22 ± 0.07"
     assert words.loc[1, "apart"].endswith("s.e., agree")
     assert words.loc[2, "ours"] == "not run yet"
+    assert words["scale"].tolist()[:3] == ["full", "full", ""]
     assert words.loc[2, "of"] == "python -m nb_lib sweep ne-table2-c1 --store results/ --download"
     assert words.loc[1, "of"] == "full: ne-f1, B = 2000, α = 1.5; 3 seeds; a copy; a device"
     pale = noisy(grid("ne-table2-f1", seeds=3), lambda r: 0.9 + 0.002 * r.seed * (r.alpha > 1))  # 0.20 ± 0.12
