@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nb_lib import provenance
 from nb_lib.__main__ import main
-from nb_lib.runs import RunStore, read_lines
+from nb_lib.runs import read_lines
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--scale", "tiny", "--seeds", "1"]
@@ -24,24 +24,23 @@ def shell(*arguments, **environment):
 
 
 def test_a_time_is_spent_on_what_is_missing_and_the_next_call_goes_on(tmp_path):
-    """All of `next`, on the embedded data, with so little time that some of it is left."""
-    store, home = tmp_path / "store", tmp_path / "home.jsonl"
-    started = time.monotonic()
-    first = shell("sweep", "next", "--scale", "tiny", "--budget", "12s", "--store", store, "--into", home)
-    assert first.returncode == 0, first.stderr
-    assert time.monotonic() - started < 20, "imports count"
-    assert first.stderr.startswith("there is no CUDA device: training on ")
-    found = {record.run for record in RunStore(store)}
-    assert found
-    assert found == {record.run for record in read_lines(home)}
-    trained, left = map(int, re.search(r"(\d+) trained now, 0 were stored, (\d+) left", first.stdout).groups())
-    assert (trained, left) == (len(found), 51 - len(found))
-    before = {path: path.stat().st_mtime_ns for path in store.iterdir()}
-    again = shell("sweep", "next", "--scale", "tiny", "--budget", "12s", "--store", store)
-    assert f"{trained} were stored" in again.stdout
-    after = {path: path.stat().st_mtime_ns for path in store.iterdir()}
-    assert after != before, "a record more, or at least a checkpoint"
-    assert all(after[path] == stamp for path, stamp in before.items() if path.suffix == ".json"), "none twice"
+    """All of `next`, on the embedded data: how much is done depends on how busy the machine is, not that it adds up."""
+    store, home, budget = tmp_path / "store", tmp_path / "home.jsonl", 25
+    command = ["sweep", "next", "--scale", "tiny", "--budget", f"{budget}s", "--store", store, "--into", home]
+    done: dict[Path, int] = {}
+    for _ in range(2):
+        started = time.monotonic()
+        call = shell(*command)
+        assert call.returncode == 0, call.stderr
+        assert time.monotonic() - started < budget + 15, "imports and account count"
+        assert call.stderr.startswith("there is no CUDA device: training on ")
+        now = {path: path.stat().st_mtime_ns for path in store.glob("*.json")}
+        assert done.items() <= now.items(), "what was done stays as it was"
+        total, trained, stored = map(int, re.search(r"(\d+) runs: (\d+) trained now, (\d+) were", call.stdout).groups())
+        assert (total, trained, stored) == (51, len(now) - len(done), len(done))
+        done = now
+    assert done
+    assert {record.key for record in read_lines(home)} == {path.stem for path in done}
 
 
 def test_several_grids_are_trained_in_order_without_what_a_file_has(tmp_path, capsys):
