@@ -76,6 +76,7 @@ def look(driver, url):
             unreadable += ask(driver, "unreadable")
         if driver.execute_script("return document.documentElement.dataset.theme") != theme:
             unreadable.append(f"the page is not {theme}")
+        time.sleep(0.5)  # the theme lets what scrolls now be reached by keyboard 0.3 s after the width has changed
         driver.execute_script(axe)
         barriers += ask(driver, "barriers", *(["color-contrast"] if theme == "dark" else []))  # the rest is the same
     return Seen(complaints(driver), not_drawn, unreadable, barriers)
