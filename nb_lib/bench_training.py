@@ -6,7 +6,6 @@ passes, fused Adam.  The peak is that of a large matrix product.  As in `nb_lib.
 run.
 """
 
-import gc
 import math
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nb_lib.bench import Step, interleaved
 from nb_lib.data import Data, Split, image_shape
-from nb_lib.device import precision
+from nb_lib.device import let_go, precision
 from nb_lib.networks import Shape, build
 from nb_lib.papers import GRIDS, PROTOCOLS, grid, ne_table_2
 from nb_lib.runs import Run
@@ -106,8 +105,7 @@ def bench_training(
     rows: list[dict[str, object]] = []
     while len(rows) < len(chosen) and time.monotonic() < end:
         rows.append(_timed(chosen[len(rows)], device, rounds))
-        gc.collect()  # a training may hold gigabytes of recorded steps that the next case needs
-        torch.cuda.empty_cache()
+        let_go(device)  # a training may hold gigabytes of recorded steps that the next case needs
     left_out = [str(case) for case in chosen[len(rows) :]]
     if left_out:
         print(f"not begun within {limit:g} s: {'; '.join(left_out)}")
