@@ -23,7 +23,7 @@ lab: $(VENV)/installed ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ContentsManager.preferred_dir=notebooks
 
 bench: $(VENV)/installed ## measure on this machine what training steps and measures cost, as ratios
-	$(PY) -m nb_lib bench
+	$(PY) -m benchmarks
 
 lint: $(VENV)/installed ## check style and types
 	$(PY) -m ruff check .

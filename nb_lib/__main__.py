@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch: threads that wait leave the cores to others' work
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # read by torch: threads that wait leave the cores to others' work
 
 import argparse
 import dataclasses
@@ -14,18 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nb_lib import LOADED
 from nb_lib.compare import compare, readable
-from nb_lib.device import pick_device
 from nb_lib.errors import InputError
+from nb_lib.lab.device import pick_device
+from nb_lib.lab.names import NETWORKS
+from nb_lib.lab.provenance import device_name
+from nb_lib.lab.runs import Run
+from nb_lib.lab.store import frame, merge, merge_by_network, read_records
+from nb_lib.lab.sweeps import Measure, sweep
 from nb_lib.measures import measures
-from nb_lib.networks import NETWORKS
 from nb_lib.papers import METHOD, MISSING, NEXT, SCALES, SIZES, TABLES, overview, plan
-from nb_lib.provenance import device_name, provenance
-from nb_lib.runs import Run, frame, merge, merge_by_network, read_records
-from nb_lib.sweeps import Measure, sweep
 
 
 def main(arguments: list[str] | None = None, *, started: float | None = None) -> int:
@@ -44,11 +45,15 @@ def main(arguments: list[str] | None = None, *, started: float | None = None) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nb_lib", description="Noise in SGD: train, measure, compare.")
+    parser = argparse.ArgumentParser(
+        prog="python -m nb_lib", description="Noise in SGD: train, measure, compare."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train", help="train one configuration with one or more seeds")
-    measure = commands.add_parser("measure", help="the same, and measure sharpness, curvature and gradient noise")
+    measure = commands.add_parser(
+        "measure", help="the same, and measure sharpness, curvature and gradient noise"
+    )
     for command in (train, measure):
         _add_run(command)
         command.set_defaults(command=_train)
@@ -59,30 +64,34 @@ def _parser() -> argparse.ArgumentParser:
     grids = commands.add_parser("grids", help="list what `sweep` and `compare` know")
     grids.set_defaults(command=_grids)
     _add_compare(commands.add_parser("compare", help="a published table beside ours"))
-    merge = commands.add_parser("merge", help="add the records of stores to a file of JSON lines, as the book has them")
+    merge = commands.add_parser(
+        "merge", help="add the records of stores to a file of JSON lines, as the book has them"
+    )
     merge.add_argument("stores", nargs="+", metavar="STORE", help="folders of records, or other such files")
     merge.add_argument(
-        "--into", required=True, metavar="FILE", help="records already in it stay; of a folder the file of each network"
+        "--into",
+        required=True,
+        metavar="FILE",
+        help="records already in it stay; of a folder the file of each network",
     )
     merge.set_defaults(command=_merge)
-
-    bench = commands.add_parser("bench", help="what methods, measures and trainings cost, as ratios")
-    bench.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
-    bench.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
-    bench.add_argument("--short", action="store_true", help="trainings only, in under a minute on a GPU")
-    bench.set_defaults(command=_bench)
     return parser
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of a run, and where to find and keep things."""
-    known_networks = "; ".join(f"{name}: {network.doc}" for name, network in NETWORKS.items())
+    known_networks = "; ".join(f"{name}: {what}" for name, what in NETWORKS.items())
     for f in dataclasses.fields(Run):
         shown = f"{known_networks} " if f.name == "network" else ""
         parser.add_argument(
-            f"--{f.name.replace('_', '-')}", type=_value, metavar="V", help=f"{shown}[{json.dumps(f.default)}]"
+            f"--{f.name.replace('_', '-')}",
+            type=_value,
+            metavar="V",
+            help=f"{shown}[{json.dumps(f.default)}]",
         )
-    parser.add_argument("--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]"
+    )
     parser.add_argument("--store", help="folder of records: stored runs are skipped, killed ones resumed")
     _add_place(parser)
 
@@ -107,17 +116,28 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         "--store", required=True, help="folder of records: stored runs are skipped, killed ones resumed"
     )
     parser.add_argument(
-        "--budget", type=_seconds, metavar="TIME", help="be done after this long, the account included: 90s, 8m, 2h"
+        "--budget",
+        type=_seconds,
+        metavar="TIME",
+        help="be done after this long, the account included: 90s, 8m, 2h",
     )
     parser.add_argument(
-        "--have", nargs="+", default=[], metavar="FILE", help="JSON lines, or stores, of runs that count as done"
+        "--have",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="JSON lines, or stores, of runs that count as done",
     )
-    parser.add_argument("--into", metavar="FILE", help="keep all records of the store in this file too, to carry home")
+    parser.add_argument(
+        "--into", metavar="FILE", help="keep all records of the store in this file too, to carry home"
+    )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers shall train")
     parser.add_argument("--measure", action="store_true", help="also measure every trained network (slow)")
     parser.add_argument("--keep-weights", action="store_true", help="also keep the trained weights")
     for name, what in (("dataset", "folder:cifar10"), ("precision", "tf32"), ("valid-size", "5000")):
-        parser.add_argument(f"--{name}", type=_value, metavar="V", help=f"another than the protocol's, e.g. {what}")
+        parser.add_argument(
+            f"--{name}", type=_value, metavar="V", help=f"another than the protocol's, e.g. {what}"
+        )
     _add_place(parser)
     parser.set_defaults(command=_sweep)
 
@@ -156,7 +176,16 @@ def _train(options: argparse.Namespace) -> None:
     where = {"device": options.device, "root": options.root, "download": options.download}
     _say_where(options.device)
     records = sweep(runs, options.store, **where, measure=_measure(options))
-    shown = ["seed", "status", "test_accuracy", "best_test_accuracy", "train_loss", "test_loss", "updates", "wall_time"]
+    shown = [
+        "seed",
+        "status",
+        "test_accuracy",
+        "best_test_accuracy",
+        "train_loss",
+        "test_loss",
+        "updates",
+        "wall_time",
+    ]
     table = frame(records)[shown]
     print(table.to_string(index=False, float_format="{:.4f}".format))
     for record in records:
@@ -179,7 +208,8 @@ def _sweep(options: argparse.Namespace) -> None:
         [run for runs in named.values() for run in runs],
         options.store,
         named=named,
-        budget=options.budget and options.budget - (time.monotonic() - options.started) - min(2, options.budget / 10),
+        budget=options.budget
+        and options.budget - (time.monotonic() - options.started) - min(2, options.budget / 10),
         have=[record for source in options.have for record in read_records(source)],
         into=options.into,
         client=options.scheduler,
@@ -193,7 +223,11 @@ def _sweep(options: argparse.Namespace) -> None:
         fields = ("dataset", "precision", *METHOD)
         varied = [name for name in fields if len({getattr(record.run, name) for record in records}) > 1]
         found = frame(records).assign(test_accuracy=lambda table: 100 * table.test_accuracy)
-        columns = {"n": ("seed", "count"), "accuracy_%": ("test_accuracy", "mean"), "std": ("test_accuracy", "std")}
+        columns = {
+            "n": ("seed", "count"),
+            "accuracy_%": ("test_accuracy", "mean"),
+            "std": ("test_accuracy", "std"),
+        }
         cells = found.groupby(["network", "batch_size", *varied])
         print(cells.agg(**columns, updates=("updates", "mean")).reset_index().to_string(index=False))
 
@@ -217,7 +251,9 @@ def _grids(_: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     records = [record for store in options.store for record in read_records(store)]
     print("accuracies in %, gains in points, ± standard errors")
-    print(readable(compare(options.table, records, scale=options.scale)).to_string(index=False, justify="left"))
+    print(
+        readable(compare(options.table, records, scale=options.scale)).to_string(index=False, justify="left")
+    )
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -234,31 +270,6 @@ def _measure(options: argparse.Namespace) -> Measure | None:
     if "samples" not in options:
         return None
     return partial(measures, samples=options.samples, hessian_samples=options.hessian_samples)
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from nb_lib.bench import bench
-    from nb_lib.bench_measures import bench_measures
-    from nb_lib.bench_training import bench_training, projected_hours, short_cases
-
-    device = pick_device(options.device)
-    origin = provenance(device)
-    print(f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}; ratios of steps timed in turn")
-    if options.short:
-        _print(bench_training(device, rounds=2, chosen=short_cases(device), limit=45))
-        return
-    _print(bench(device, rounds=options.rounds))
-    print("\nmeasuring a network: ratios of times, and the values reached")
-    _print(bench_measures(device))
-    print("\ntraining with NE: updates a second, time ÷ that of a plain loop, part of the peak of a matrix product")
-    speeds = bench_training(device)
-    _print(speeds)
-    print("\nprojected from these, if nothing else ran: hours of every full grid on this device")
-    _print(projected_hours(speeds))
-
-
-def _print(ratios: pd.DataFrame) -> None:
-    print(ratios.to_string(index=False, na_rep="", float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

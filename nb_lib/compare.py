@@ -20,13 +20,16 @@ import numpy as np
 import pandas as pd
 
 from nb_lib.errors import InputError, known
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import read_records
 from nb_lib.papers import GRIDS, METHOD, SCALES, SIZES, grid, published
-from nb_lib.runs import Record, Run, read_records
 
 _FOLDER = "folder:"  # what the name of another copy of a data set begins with
 _VARIETY = ["dataset", "precision", "cutting"]
 _ALIKE = ["scale", *_VARIETY]  # what a number of ours is of, beside the published row
-_REPEATS = 10  # of NE's experiments; SmoothOut does not say how many: its standard deviations are taken as they are
+_REPEATS = (
+    10  # of NE's experiments; SmoothOut does not say how many: its standard deviations are taken as they are
+)
 _CLOSE = 2.0  # standard errors that still count as agreement
 _STAND_IN = {"smoothout-table4": "smoothout-c1", "smoothout-table5": "smoothout-c1"}  # for ResNet44
 _SCORES = {"test": "accuracy", "validation": "valid_accuracy"}
@@ -84,7 +87,9 @@ def _origin(alike: list[dict[str, Any]]) -> str:
     made = [answer["record"].provenance for answer in alike]
     many = "1 run" if len(made) == 1 else f"{len(made)} runs"
     devices, commits = (_listed(one[key] for one in made) for key in ("device", "commit"))
-    return ", ".join(filter(None, [*(alike[0][name] for name in _VARIETY), many, devices, f"commit {commits}"]))
+    return ", ".join(
+        filter(None, [*(alike[0][name] for name in _VARIETY), many, devices, f"commit {commits}"])
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -123,7 +128,10 @@ def _answers(cells: Iterable[Run], by_cell: dict[tuple[Any, ...], list[Record]])
 def _variety(record: Record, cell: Run) -> dict[str, str]:
     """In words; the cutting is said where it is not the protocol's."""
     run, copy = record.run, record.provenance["dataset_variant"]
-    words = {"rest": f"parts of {run.noise_batch or run.ghost_batch} and a rest", "even": "nearly equal parts"}
+    words = {
+        "rest": f"parts of {run.noise_batch or run.ghost_batch} and a rest",
+        "even": "nearly equal parts",
+    }
     return {
         "dataset": f"{copy} ({run.dataset})" if run.dataset.startswith(_FOLDER) else copy,
         "precision": run.precision,
@@ -134,7 +142,9 @@ def _variety(record: Record, cell: Run) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------- comparisons
 
 
-def compare(table: str, records: Iterable[Record], *, scale: str | None = None, select: str = "test") -> pd.DataFrame:
+def compare(
+    table: str, records: Iterable[Record], *, scale: str | None = None, select: str = "test"
+) -> pd.DataFrame:
     """Put our results beside those of a published table: for each of its rows one of ours a scale and variety.
 
     Where the paper reports the best of several batch sizes or α, so do we, of those in the scale's grid, and within
@@ -304,7 +314,11 @@ def _candidates(table: str, row: dict[str, Any], scale: str) -> list[Run]:
     sizes = SIZES[GRIDS[name].network][scale].batch_sizes
     b = min(sizes) if row["batch_size"] == 256 else max(sizes)
     method = {field: row[field] for field in METHOD}
-    return [run for run in runs if run.batch_size == b and {field: getattr(run, field) for field in METHOD} == method]
+    return [
+        run
+        for run in runs
+        if run.batch_size == b and {field: getattr(run, field) for field in METHOD} == method
+    ]
 
 
 def _grid(table: str, network: str) -> str | None:
@@ -320,7 +334,10 @@ def _missing(table: str, network: str) -> str:
 
 def _baseline(table: str, row: dict[str, Any]) -> int:
     """Number of the row that a row's gain is over: plain SGD alike in the rest; -1 for such a row itself."""
-    alike = ["network", *(["batch_size", "dataset", "epochs", "lr_scaling"] if table.startswith("smoothout") else [])]
+    alike = [
+        "network",
+        *(["batch_size", "dataset", "epochs", "lr_scaling"] if table.startswith("smoothout") else []),
+    ]
     for i, other in enumerate(_rows(table)):
         plain = other["denoise"] if table == "smoothout-table3" else other["a"] == 0 and other["alpha"] == 1
         if plain and all(other.get(name) == row.get(name) for name in alike):
@@ -379,7 +396,9 @@ def styled(comparison: pd.DataFrame) -> "pd.io.formats.style.Styler":
         return f"background-color: {shade}" if shade else ""
 
     words = readable(comparison)
-    style = words.style.map(color, subset=["apart"]).hide(axis="index").set_table_attributes('class="dataframe"')
+    style = (
+        words.style.map(color, subset=["apart"]).hide(axis="index").set_table_attributes('class="dataframe"')
+    )
     numbers = [name for name in words if name not in ("of", "method")]
     style = style.set_properties(subset=numbers, **{"white-space": "nowrap"})
     style = style.set_properties(subset=["method"], **{"min-width": "7em", "text-align": "left"})

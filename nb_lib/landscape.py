@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nb_lib.data import Split
-from nb_lib.device import hidden
 from nb_lib.errors import InputError, known
-from nb_lib.files import write_atomically
+from nb_lib.lab.data import Split
+from nb_lib.lab.device import hidden
+from nb_lib.lab.files import write_atomically
 from nb_lib.objective import Objective, Value, flattened
 
 BETWEEN = ("interpolated", "reestimated")
@@ -149,13 +149,19 @@ def load(path: str | Path) -> pd.DataFrame:
 
 
 def _measured(
-    objectives: Mapping[str, Objective], directions: list[Tensor], points: np.ndarray, names: list[str], progress: bool
+    objectives: Mapping[str, Objective],
+    directions: list[Tensor],
+    points: np.ndarray,
+    names: list[str],
+    progress: bool,
 ) -> pd.DataFrame:
     """The table of what is found at w* + Σ_k points[:, k] directions[k]."""
     w = _common_weights(objectives)
     for direction in directions:
         if direction.shape != w.shape:
-            raise InputError(f"a direction in this weight space has {len(w)} numbers, not {list(direction.shape)}.")
+            raise InputError(
+                f"a direction in this weight space has {len(w)} numbers, not {list(direction.shape)}."
+            )
     basis = torch.stack(directions).to(w)
     rows = []
     with tqdm(total=len(points), desc="landscape", disable=hidden(progress)) as bar:
@@ -182,7 +188,11 @@ def _common_weights(objectives: Mapping[str, Objective]) -> Tensor:
 
 def _scaled(w: Tensor, generator: torch.Generator, published: bool) -> Tensor:
     """A random tensor with rows as long as those of the parameter `w`: its filters, neurons, or single numbers."""
-    d = torch.rand(w.shape, generator=generator) * 2 - 1 if published else torch.randn(w.shape, generator=generator)
+    d = (
+        torch.rand(w.shape, generator=generator) * 2 - 1
+        if published
+        else torch.randn(w.shape, generator=generator)
+    )
     if w.ndim < 2 and not published:
         return torch.zeros_like(w)
     rows, lengths = (t.reshape(len(w) if w.ndim else 1, -1) for t in (d.to(w), w))

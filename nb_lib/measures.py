@@ -2,10 +2,12 @@
 
 from torch import nn
 
-from nb_lib.data import Data, Split
 from nb_lib.gradient_noise import gradient_diversity
+from nb_lib.hessian import hessian_eigenvalues, hessian_trace
+from nb_lib.lab.data import Data, Split
+from nb_lib.noise_sensitivity import noise_sensitivity
 from nb_lib.objective import Objective
-from nb_lib.sharpness import box_sharpness, hessian_eigenvalues, hessian_trace, noise_sensitivity
+from nb_lib.sharpness import box_sharpness
 
 #: What each number of `measures` is.
 NAMES = {

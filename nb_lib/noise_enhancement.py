@@ -14,15 +14,8 @@ import math
 
 from torch import Tensor, nn
 
-from nb_lib.errors import InputError
-from nb_lib.networks import GhostBatchNorm
-
-
-def check_alpha(alpha: float) -> float:
-    """Return `alpha` if it is a finite number of at least 1, else raise `InputError`."""
-    if not (math.isfinite(alpha) and alpha >= 1):
-        raise InputError(f"alpha must be a finite number of at least 1 (1 is ordinary SGD), not {alpha!r}.")
-    return float(alpha)
+from nb_lib.errors import InputError, check_alpha
+from nb_lib.ghost_batch_norm import GhostBatchNorm
 
 
 def covariance_factor(alpha: float) -> float:
@@ -71,7 +64,9 @@ def alpha_for(batch_size: float, effective_batch_size: float, n: int | None = No
     if effective_batch_size == batch_size:
         return 1.0
     if batch_size == n:
-        raise InputError("a batch of all training samples has no noise that could be enhanced: take a smaller one.")
+        raise InputError(
+            "a batch of all training samples has no noise that could be enhanced: take a smaller one."
+        )
     c = (1 / effective_batch_size - rest) / (1 / batch_size - rest)
     return (1 + math.sqrt(2 * c - 1)) / 2
 
@@ -131,5 +126,5 @@ def require_separable(model: nn.Module) -> None:
         if not (isinstance(module, GhostBatchNorm) and module.minibatches == 2):
             raise InputError(
                 f"{name or type(model).__name__} normalizes both minibatches of noise enhancement together: convert "
-                "the model with nb_lib.networks.ghost_batch_norm_(model, group_size, minibatches=2)."
+                "the model with nb_lib.ghost_batch_norm.ghost_batch_norm_(model, group_size, minibatches=2)."
             )

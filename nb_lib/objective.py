@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from nb_lib.device import precision
 from nb_lib.errors import InputError, known
-from nb_lib.flat import FlatParameters, Selection
+from nb_lib.lab.device import precision
+from nb_lib.lab.weight_vector import FlatParameters, Selection
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -26,7 +26,9 @@ Gradients = tuple[Tensor, ...]  # one a parameter
 
 BATCH_NORMS = ("reestimated", "stored")
 
-_IN_CACHE = 500  # samples whose activations stay in a processor's cache: a forward pass alone is then a fifth faster
+_IN_CACHE = (
+    500  # samples whose activations stay in a processor's cache: a forward pass alone is then a fifth faster
+)
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class Objective:
         ``f(outputs, y) -> [N]``, the loss of each sample.
     include : str or callable
         Which of the trainable parameters w holds: ``"all"``, ``"no-norm"``, ``"weights"`` or
-        ``f(name, parameter) -> bool`` (see `nb_lib.flat`).  The others, and frozen ones, stay as they are.
+        ``f(name, parameter) -> bool`` (see `nb_lib.lab.weight_vector`).  The others, and frozen ones, stay as they are.
     batch_norm : str
         ``"reestimated"``: the running statistics of the copy become those of all samples of `x` at the network's own
         weights, layer by layer (training with noisy weights leaves noisy ones; this takes one forward pass a layer);
@@ -105,7 +107,9 @@ class Objective:
     ) -> None:  # fmt: skip
         known("treatment of batch normalization", batch_norm, BATCH_NORMS)
         if any(module.training for module in model.modules()):
-            raise InputError("the network is in training mode, where its loss is random: call model.eval() first.")
+            raise InputError(
+                "the network is in training mode, where its loss is random: call model.eval() first."
+            )
         if any(layer.running_mean is None for layer in _batch_norms(model)):
             raise InputError(
                 "batch normalization without running statistics makes a sample's loss depend on the others: "
@@ -156,7 +160,8 @@ class Objective:
         """Loss and accuracy at w [n]."""
         with self._at(w):
             parts = [
-                self._sums(self.model(x), y) for x, y in self._chunks(_IN_CACHE if w.device.type == "cpu" else None)
+                self._sums(self.model(x), y)
+                for x, y in self._chunks(_IN_CACHE if w.device.type == "cpu" else None)
             ]
         return Value(*(torch.stack(part).sum() / len(self.x) for part in zip(*parts, strict=True)))
 
@@ -178,7 +183,9 @@ class Objective:
         with self._at(w):
             for x, y in self._chunks():
                 total = self._losses(self.model(x), y).double().sum()
-                gradient += flattened(torch.autograd.grad(total, self.flat.parameters, materialize_grads=True))
+                gradient += flattened(
+                    torch.autograd.grad(total, self.flat.parameters, materialize_grads=True)
+                )
                 loss += total.detach()
         return loss / len(self.x), gradient / len(self.x)
 
@@ -254,7 +261,9 @@ class Objective:
         with self._exact(), torch.random.fork_rng(devices=cuda):
             first, again = (self._losses(self.model(x), y) for _ in range(2))
         if not torch.allclose(first, again, equal_nan=True):
-            raise InputError("the loss is random also in evaluation mode: take what draws out of the network first.")
+            raise InputError(
+                "the loss is random also in evaluation mode: take what draws out of the network first."
+            )
 
     def _chunks(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         size = min(self.chunk, most or self.chunk)
@@ -298,7 +307,9 @@ class Objective:
             self._take_statistics(layer)
 
     def _take_statistics(self, layer: BatchNorm) -> None:
-        moments: list[tuple[int, Tensor, Tensor]] = []  # of each chunk: numbers a channel, their mean and variance
+        moments: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # of each chunk: numbers a channel, their mean and variance
 
         def record(_: BatchNorm, inputs: Tensor) -> None:
             across = [axis for axis in range(inputs.ndim) if axis != 1]
@@ -308,11 +319,15 @@ class Objective:
         with self._exact(), _inputs_seen([layer], record):
             for x, _ in self._chunks():
                 self.model(x)
-        counts = torch.tensor([count for count, _, _ in moments], dtype=torch.float64, device=self.x.device)[:, None]
+        counts = torch.tensor([count for count, _, _ in moments], dtype=torch.float64, device=self.x.device)[
+            :, None
+        ]
         means, variances = (torch.stack(column) for column in list(zip(*moments, strict=True))[1:])
         n = counts.sum()
         if n < 2:
-            raise InputError("one number a channel has no variance: give more samples, or batch_norm='stored'.")
+            raise InputError(
+                "one number a channel has no variance: give more samples, or batch_norm='stored'."
+            )
         mean = (counts * means).sum(0) / n
         variance = (counts * (variances + (means - mean) ** 2)).sum(0) / (n - 1)  # unbiased, as torch's
         for running, new in ((layer.running_mean, mean), (layer.running_var, variance)):
@@ -323,7 +338,9 @@ class Objective:
 def finite(value: Value) -> Value:
     """Return what was found at the network's own weights if its loss is finite, else raise `InputError`."""
     if not torch.isfinite(value.loss):
-        raise InputError(f"the loss at the network's own weights is {value.loss:g}: train it again before measuring.")
+        raise InputError(
+            f"the loss at the network's own weights is {value.loss:g}: train it again before measuring."
+        )
     return value
 
 
@@ -348,7 +365,9 @@ def _batch_norms(model: nn.Module) -> list[BatchNorm]:
 @contextmanager
 def _inputs_seen(layers: Iterable[BatchNorm], see: Callable[[BatchNorm, Tensor], None]) -> Iterator[None]:
     """Call ``see(layer, input)`` for every layer the model runs through."""
-    handles = [layer.register_forward_pre_hook(lambda layer, inputs: see(layer, inputs[0])) for layer in layers]
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, inputs: see(layer, inputs[0])) for layer in layers
+    ]
     try:
         yield
     finally:

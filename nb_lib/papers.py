@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from nb_lib.errors import known
-from nb_lib.runs import Run
+from nb_lib.lab.runs import Run
 
 Cell = dict[str, Any]
 _A, _ADAPTIVE_A = 0.0375, 0.15  # SmoothOut's and AdaSmoothOut's strengths, throughout the paper
@@ -52,7 +52,11 @@ PROTOCOLS: dict[str, Cell] = {
 def protocol(network: str, **given: Any) -> Cell:
     """Fields of a `Run` that train `network` as published; what is `given`, and not None, goes first."""
     fields = PROTOCOLS[known("network", network, PROTOCOLS)]
-    return {"network": network, **fields, **{name: value for name, value in given.items() if value is not None}}
+    return {
+        "network": network,
+        **fields,
+        **{name: value for name, value in given.items() if value is not None},
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- scales
@@ -191,7 +195,13 @@ _BASELINE: Cell = {"a": 0.0}
 _SMOOTH: Cell = {"a": _A}
 _ADAPTIVE: Cell = {"a": _ADAPTIVE_A, "adaptive": True}
 _NOISE_ONLY: Cell = {"a": 0.0001, "denoise": False}
-_TABLE_IV_METHODS = (_BASELINE, _SMOOTH, _NOISE_ONLY, _ADAPTIVE, {"a": 0.00075, "adaptive": True, "denoise": False})
+_TABLE_IV_METHODS = (
+    _BASELINE,
+    _SMOOTH,
+    _NOISE_ONLY,
+    _ADAPTIVE,
+    {"a": 0.00075, "adaptive": True, "denoise": False},
+)
 _TABLE_V_METHODS = (
     _BASELINE,
     _SMOOTH,
@@ -243,7 +253,9 @@ GRIDS: dict[str, Grid] = {
     "ne-fig3-f1": Grid("ne-f1", "NE Fig. 3, larger α or smaller B", _routes),
     "ne-fig3-c1": Grid("ne-c1", "NE Fig. 3, larger α or smaller B", _routes),
     "ne-fig3-c2": Grid("ne-c2", "NE Fig. 3, larger α or smaller B", _routes),
-    "smoothout-table1-f1": Grid("smoothout-f1", "SmoothOut Table I, and the networks of Fig. 9", _small_and_large),
+    "smoothout-table1-f1": Grid(
+        "smoothout-f1", "SmoothOut Table I, and the networks of Fig. 9", _small_and_large
+    ),
     "smoothout-table1-c1": Grid(
         "smoothout-c1", "SmoothOut Table I, and the networks of Figs. 2 and 8", _small_and_large
     ),
@@ -363,7 +375,9 @@ NEXT = (
 )
 
 
-def plan(names: Iterable[str], scale: str = "full", *, seeds: int | None = None, **given: Any) -> dict[str, list[Run]]:
+def plan(
+    names: Iterable[str], scale: str = "full", *, seeds: int | None = None, **given: Any
+) -> dict[str, list[Run]]:
     """Return the runs of several experiments, by name, in the order in which they shall be trained.
 
     Parameters
@@ -393,7 +407,9 @@ def plan(names: Iterable[str], scale: str = "full", *, seeds: int | None = None,
 def published_epochs(run: Run) -> float:
     """Epochs that such a run took in NE Table 2; NaN for others."""
     samples = _SAMPLES.get(run.network)
-    row = ne_table_2().query("network == @run.network and alpha == @run.alpha and batch_size == @run.batch_size")
+    row = ne_table_2().query(
+        "network == @run.network and alpha == @run.alpha and batch_size == @run.batch_size"
+    )
     if run.train_size or not samples or row.empty:
         return math.nan
     return float(row["updates"].iloc[0]) / math.ceil(samples / run.batch_size)
@@ -499,7 +515,9 @@ def smoothout_table_2() -> pd.DataFrame:
     methods = {"baseline": _BASELINE, "SmoothOut": _SMOOTH, "AdaSmoothOut": _ADAPTIVE}
     columns = ["network", "dataset", "batch_size", "epochs", "lr_scaling", *methods]
     wide = _table(_TABLE_II, columns, text_columns=(0, 1, 4))
-    long = wide.melt(list(wide.columns[:5]), var_name="method", value_name="accuracy").dropna(subset="accuracy")
+    long = wide.melt(list(wide.columns[:5]), var_name="method", value_name="accuracy").dropna(
+        subset="accuracy"
+    )
     chosen = pd.DataFrame([methods[method] for method in long.pop("method")], index=long.index)
     return _complete(long.join(chosen))
 

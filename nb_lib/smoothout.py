@@ -9,7 +9,6 @@ so that, on average, it follows the gradient of the smoothed loss C̄(w; a) = E 
 AdaSmoothOut scales the noise of each filter or neuron f to its weights (eq. 12): theta_f = a |w_f| n_f / |n_f|.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nb_lib.errors import InputError, known
-from nb_lib.flat import FlatParameters, Selection
-
-DISTRIBUTIONS = ("uniform", "normal")
+from nb_lib.errors import InputError, check_strength, known
+from nb_lib.lab.names import DISTRIBUTIONS
+from nb_lib.lab.weight_vector import FlatParameters, Selection
 
 # Random numbers are most of SmoothOut's cost on a CPU, so one 64-bit word gives four of them: odd 16-bit integers,
 # uniform on ±1, ±3 ... ±(2¹⁵−1).  Times a/2¹⁵ that is U(−a, a) on a grid of 2¹⁵ points, with mean exactly 0 and
@@ -28,13 +26,6 @@ DISTRIBUTIONS = ("uniform", "normal")
 _UNIT = 2.0**-15
 _ODD = 0x0001_0001_0001_0001
 _DRAWS = 4  # perturbations that one filling of the words serves
-
-
-def check_strength(a: float) -> float:
-    """Return the noise strength `a` if it is a finite number of at least 0, else raise `InputError`."""
-    if not (math.isfinite(a) and a >= 0):
-        raise InputError(f"the noise strength a must be a finite number of at least 0 (0 is no noise), not {a!r}.")
-    return float(a)
 
 
 class SmoothOut:
@@ -114,7 +105,9 @@ class SmoothOut:
         Call ``backward()`` inside: afterwards it raises, because the weights it needs are gone.
         """
         if self._noisy:
-            raise InputError("the weights are perturbed already: leave the first perturbed() block before the next.")
+            raise InputError(
+                "the weights are perturbed already: leave the first perturbed() block before the next."
+            )
         self._perturb()
         try:
             yield
@@ -200,7 +193,9 @@ class SmoothOut:
             self._scale_to_rows()
         elif self.distribution == "normal":
             torch.normal(clean, self.a, generator=self.generator, out=work)
-        elif work.itemsize < 4:  # alpha would be rounded to half precision, where a/2¹⁵ may be no number at all
+        elif (
+            work.itemsize < 4
+        ):  # alpha would be rounded to half precision, where a/2¹⁵ may be no number at all
             torch.add(clean, self._next_odd() * (self.a * _UNIT), out=work)
         else:
             torch.add(clean, self._next_odd(), alpha=self.a * _UNIT, out=work)

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from nb_lib.errors import InputError, known
+from nb_lib.errors import InputError, check_strength, known
+from nb_lib.lab.names import DISTRIBUTIONS
 
 Array = NDArray[np.float64]
 
-NOISES = ("uniform", "normal")  # of SmoothOut: U(-a, a), or of standard deviation a
 
 # ------------------------------------------------------------------------------------------------ losses
 
@@ -59,8 +59,12 @@ class Landscape:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.dim not in (1, 2) or any(len(d.center) != self.dim or len(d.width) != self.dim for d in self.dips):
-            raise InputError("a toy loss has one or two weights: give so many curvatures, and as many to each dip.")
+        if self.dim not in (1, 2) or any(
+            len(d.center) != self.dim or len(d.width) != self.dim for d in self.dips
+        ):
+            raise InputError(
+                "a toy loss has one or two weights: give so many curvatures, and as many to each dip."
+            )
         numbers = [self.offset, self.amplitude, self.frequency, *self.curvatures]
         numbers += [number for depth, center, width in self.dips for number in (depth, *center, *width)]
         if not np.all(np.isfinite(numbers)) or any(width <= 0 for dip in self.dips for width in dip.width):
@@ -80,7 +84,7 @@ class Landscape:
         a : float
             At least 0: θ_i is uniform in (−a, a), or normal of standard deviation a.
         noise : str
-            One of `NOISES`.
+            One of `DISTRIBUTIONS`.
 
         Returns
         -------
@@ -103,16 +107,18 @@ class Landscape:
 
     def smoothed(self, a: float, noise: str = "uniform") -> "Smoothed":
         """L̄(·; a) as a loss of its own, for `walk` without any noise."""
-        return Smoothed(self, check_strength(a), known("kind of noise", noise, NOISES))
+        return Smoothed(self, check_strength(a), known("kind of noise", noise, DISTRIBUTIONS))
 
     def _partial(self, w: ArrayLike, orders: tuple[int, ...], a: float, noise: str) -> Array:
         """∂^orders L̄(w; a): order 0, 1 or 2 in each coordinate, 2 in all."""
-        known("kind of noise", noise, NOISES)
+        known("kind of noise", noise, DISTRIBUTIONS)
         a = check_strength(a)
         x = by_coordinate(w, self.dim)
         total = np.zeros(x.shape[1:])
         for depth, center, width in self.dips:  # a product smooths factor by factor
-            total -= depth * math.prod(_bump(x[i] - center[i], width[i], orders[i], a, noise) for i in range(self.dim))
+            total -= depth * math.prod(
+                _bump(x[i] - center[i], width[i], orders[i], a, noise) for i in range(self.dim)
+            )
         variance = a**2 / 3 if noise == "uniform" else a**2
         k, r, om = self.curvatures, self.amplitude, self.frequency
         damped = r * (np.sinc(om * a / np.pi) if noise == "uniform" else math.exp(-((om * a) ** 2) / 2))
@@ -213,8 +219,12 @@ def _bump(z: Array, width: float, order: int, a: float, noise: str) -> Array:
         square = width**2 + a**2
         return width / math.sqrt(square) * _gaussian(z, square, order)
     square = width**2
-    if a < 0.1 * width:  # the differences below would cancel; six Gauss-Legendre nodes are exact to rounding here
-        return np.average([_gaussian(z + a * node, square, order) for node in _NODES], axis=0, weights=_WEIGHTS)
+    if (
+        a < 0.1 * width
+    ):  # the differences below would cancel; six Gauss-Legendre nodes are exact to rounding here
+        return np.average(
+            [_gaussian(z + a * node, square, order) for node in _NODES], axis=0, weights=_WEIGHTS
+        )
     if order == 0:
         z = -np.abs(z)  # even; ndtr is precise in its lower tail
         return width * math.sqrt(2 * math.pi) / (2 * a) * (ndtr((z + a) / width) - ndtr((z - a) / width))
@@ -242,24 +252,21 @@ def by_weights(x: Array, dim: int) -> Array:
     return x[0] if dim == 1 else np.moveaxis(x, 0, -1)
 
 
-def check_strength(a: float) -> float:
-    """Return the strength a of weight noise, or raise `InputError`."""
-    if not 0 <= a < math.inf:
-        raise InputError(f"the strength a of the weight noise must be finite and at least 0, not {a!r}.")
-    return float(a)
-
-
 # ------------------------------------------------------------------------------------------------ minima
 
 
-def minima(loss: Landscape, a: float = 0.0, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0) -> Array:
+def minima(
+    loss: Landscape, a: float = 0.0, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0
+) -> Array:
     """Local minima of L̄(·; a) of a one-dimensional loss between `low` and `high`, as rows (position, value)."""
     brackets = _brackets(loss, a, noise, low, high)
     at = np.array([brentq(loss.gradient, *bracket, args=(a, noise), xtol=1e-12) for bracket in brackets])
     return np.stack([at, loss(at, a, noise)], axis=-1)
 
 
-def crossing(loss: Landscape, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0) -> float | None:
+def crossing(
+    loss: Landscape, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0
+) -> float | None:
     """Smallest a at which the lower of the two minima of L̄(·; a) changes; None if one disappears before.
 
     Also None if L itself has not exactly two minima between `low` and `high`.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nb_lib.errors import InputError, known
-from nb_lib.toys import NOISES, Array, Landscape, Smoothed, by_coordinate, by_weights, check_strength
+from nb_lib.errors import InputError, check_strength, known
+from nb_lib.lab.names import DISTRIBUTIONS
+from nb_lib.toys import Array, Landscape, Smoothed, by_coordinate, by_weights
 
 POOL = 2**14  # minibatch means drawn before a walk; every step of every walker picks from them
 _BLOCK = 2**16  # random numbers drawn at a time
@@ -42,7 +43,9 @@ class Samples:
 
     def sample_losses(self, w: ArrayLike) -> Array:
         """ℓ_μ(w) of every sample, shape [..., N]; their mean is L(w)."""
-        along = np.tensordot(by_coordinate(w, self.loss.dim), self.tilts.reshape(len(self), -1).T, axes=(0, 0))
+        along = np.tensordot(
+            by_coordinate(w, self.loss.dim), self.tilts.reshape(len(self), -1).T, axes=(0, 0)
+        )
         return self.loss(w)[..., None] - along
 
 
@@ -211,15 +214,21 @@ def walk(
     _check_walk(eta, steps, every, a, noise, alpha, copies, denoise)
     if B is not None and data is None:
         raise InputError("minibatches of size B need a training set: walk on toys.samples(loss).")
-    w = np.array(np.atleast_1d(start)[None] if field.dim == 1 else np.atleast_2d(start).T, dtype=float, order="C")
+    w = np.array(
+        np.atleast_1d(start)[None] if field.dim == 1 else np.atleast_2d(start).T, dtype=float, order="C"
+    )
     if w.ndim != 2 or len(w) != field.dim or not w.size:
-        raise InputError(f"start must have the shape {'[n]' if field.dim == 1 else '[n, 2]'}, one row a walker.")
+        raise InputError(
+            f"start must have the shape {'[n]' if field.dim == 1 else '[n, 2]'}, one row a walker."
+        )
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
     pools: list[tuple[Array, np.random.Generator]] = []
     if data is not None and B is not None and _check_batch(B, len(data)) < len(data):
         pool = minibatch_means(data, B, POOL, streams[0]).reshape(POOL, -1).T
         pool = pool - pool.mean(1, keepdims=True)
-        pools = [(eta * alpha * pool, streams[1])] + ([(eta * (1 - alpha) * pool, streams[2])] if alpha > 1 else [])
+        pools = [(eta * alpha * pool, streams[1])] + (
+            [(eta * (1 - alpha) * pool, streams[2])] if alpha > 1 else []
+        )
     fixed = None if copies is None else _theta(streams[3], noise, a, (field.dim, copies, 1))
     gradient = _gradient(field, w) if fixed is None else _mean_gradient(field, w, fixed)
     perturbed = a > 0 and fixed is None
@@ -255,7 +264,10 @@ def _gradient(loss: Landscape | Smoothed, like: Array) -> Callable[[Array, Array
         return lambda w, out: np.copyto(out, by_coordinate(loss.gradient(by_weights(w, loss.dim)), loss.dim))
     column = (loss.dim, *[1] * (like.ndim - 1))
     k, amplitude, om = np.reshape(loss.curvatures, column), loss.amplitude, loss.frequency
-    dips = [(A, np.reshape(center, column), -(np.reshape(width, column) ** -2.0)) for A, center, width in loss.dips]
+    dips = [
+        (A, np.reshape(center, column), -(np.reshape(width, column) ** -2.0))
+        for A, center, width in loss.dips
+    ]
     z, force, bump = np.empty_like(like), np.empty_like(like), np.empty_like(like[0])
 
     def gradient(w: Array, out: Array) -> None:
@@ -317,4 +329,4 @@ def _check_walk(
         raise InputError("fixed copies leave no noise in the weights: use either copies or denoise=False.")
     check_strength(a)
     _check_alpha(alpha)
-    known("kind of noise", noise, NOISES)
+    known("kind of noise", noise, DISTRIBUTIONS)

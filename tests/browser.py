@@ -16,7 +16,9 @@ import pytest
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 
-BROWSERS = [path for name in ("google-chrome", "chromium", "chromium-browser") if (path := shutil.which(name))]
+BROWSERS = [
+    path for name in ("google-chrome", "chromium", "chromium-browser") if (path := shutil.which(name))
+]
 DRIVER = shutil.which("chromedriver")
 ADVICE = (
     "no Chromium that can be driven: install chromium and chromium-driver (Debian), or Google Chrome and a "

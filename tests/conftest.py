@@ -16,12 +16,12 @@ def on_the_cpu(request, monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     """A clock on which an epoch takes one second and all else no time."""
-    from nb_lib.training import Training
+    from nb_lib.lab.training import Training
 
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(**dict.fromkeys(("time", "monotonic", "perf_counter"), lambda: clock.now))
-    monkeypatch.setattr("nb_lib.sweeps.time", fake)
-    monkeypatch.setattr("nb_lib.training.time", fake)
+    monkeypatch.setattr("nb_lib.lab.sweeps.time", fake)
+    monkeypatch.setattr("nb_lib.lab.training.time", fake)
 
     def batches(self, original=Training._batches):
         clock.now += 1
@@ -34,7 +34,9 @@ def clock(monkeypatch):
 @pytest.fixture(scope="module")
 def browser():
     """One headless browser for a module, without access to other hosts."""
-    from browser import chromium  # not above: where tests run without a browser, selenium is not needed either
+    from browser import (
+        chromium,
+    )  # not above: where tests run without a browser, selenium is not needed either
 
     with chromium() as driver:
         yield driver
@@ -42,7 +44,9 @@ def browser():
 
 def pytest_terminal_summary(terminalreporter):
     """Print what tests measured with `record_property("measured", …)`, from whichever worker they ran on."""
-    reports = [r for kind in terminalreporter.stats.values() for r in kind if getattr(r, "when", "") == "call"]
+    reports = [
+        r for kind in terminalreporter.stats.values() for r in kind if getattr(r, "when", "") == "call"
+    ]
     rows = [value for report in reports for name, value in report.user_properties if name == "measured"]
     if rows:
         terminalreporter.section("measured in the browser")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nb_lib.data import Data, Split
-from nb_lib.device import Graphs
-from nb_lib.runs import Run
-from nb_lib.training import Training
+from nb_lib.lab.data import Data, Split
+from nb_lib.lab.graphs import Graphs
+from nb_lib.lab.runs import Run
+from nb_lib.lab.training import Training
 
 COLOR, GRAY, DIGITS = (3, 32, 32), (1, 28, 28), (1, 8, 8)
 
@@ -48,7 +48,11 @@ ON_A_CPU: dict[str, tuple[list[Run], tuple[int, int, int]]] = {
     "NE": ([replace(_MLP, alpha=1.5)], DIGITS),
     "C1/4 NE": ([replace(_C1, batch_size=20, ghost_batch=10)], COLOR),
     "SmoothOut C1, dropout": (
-        [replace(_SMOOTH, network="smoothout-c1", batch_size=40, noise_batch=16, ghost_batch=16, cutting="even")],
+        [
+            replace(
+                _SMOOTH, network="smoothout-c1", batch_size=40, noise_batch=16, ghost_batch=16, cutting="even"
+            )
+        ],
         COLOR,
     ),
     "SmoothOut, normal": ([replace(_MLP, a=0.02, distribution="normal")], DIGITS),
@@ -139,7 +143,7 @@ def emulate(monkeypatch) -> list[Tape]:
         with graph:
             yield
 
-    monkeypatch.setattr("nb_lib.device.records", lambda device: True)
+    monkeypatch.setattr("nb_lib.lab.graphs.records", lambda device: True)
     monkeypatch.setattr("torch.cuda.CUDAGraph", Tape)
     monkeypatch.setattr("torch.cuda.graph", recording)
     monkeypatch.setattr("torch.cuda.current_stream", lambda *_: None)

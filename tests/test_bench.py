@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nb_lib import bench, bench_measures, bench_training, papers
-from nb_lib.networks import build
+from benchmarks import measuring as bench_measures
+from benchmarks import steps as bench
+from benchmarks import trainings as bench_training
+from nb_lib import papers
+from nb_lib.lab.networks import build
 from nb_lib.noise_enhancement import noise_enhanced_loss
 
 
@@ -97,7 +100,9 @@ def test_a_box_is_timed_until_as_high_as_scipys(regression):
     first = losses[theirs.evaluations :]
     assert theirs.max_loss == max(losses[: theirs.evaluations]) > theirs.loss
     assert len(first) == ours.evaluations
-    before = [loss >= theirs.max_loss for loss in first].index(True)  # the clock is read before a loss is counted
+    before = [loss >= theirs.max_loss for loss in first].index(
+        True
+    )  # the clock is read before a loss is counted
     assert ratio == before / theirs.evaluations
     assert 1 < before < theirs.evaluations
     assert bench_measures._as_high(regression)[0] == ratio, "in the next round too"
@@ -210,8 +215,16 @@ def test_no_case_is_begun_after_the_limit(monkeypatch, capsys):
     monkeypatch.setattr(bench_training.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(bench_training, "_steps", steps)
     table = bench_training.bench_training(torch.device("cpu"), rounds=1, chosen=TINY, limit=25)
-    assert table[["B", "seeds"]].to_numpy().tolist() == [[2, 1], [2, 2], [3, 1]]  # begun after 0, 10 and 20 seconds
-    left_out = ["digits-mlp B=3 float32, 2 seeds", "digits-mlp B=4 float32", "digits-mlp B=4 float32, 2 seeds"]
+    assert table[["B", "seeds"]].to_numpy().tolist() == [
+        [2, 1],
+        [2, 2],
+        [3, 1],
+    ]  # begun after 0, 10 and 20 seconds
+    left_out = [
+        "digits-mlp B=3 float32, 2 seeds",
+        "digits-mlp B=4 float32",
+        "digits-mlp B=4 float32, 2 seeds",
+    ]
     assert table.attrs["left_out"] == left_out
     assert capsys.readouterr().out == f"not begun within 25 s: {'; '.join(left_out)}\n"
 
@@ -296,7 +309,11 @@ def test_the_plain_loop_moves_its_weights(monkeypatch):
 
 def test_operations_are_counted_as_by_hand():
     f1 = 784 * 500 + 6 * 500 * 500 + 500 * 10
-    stacks = ((32, 3, 64), (16, 64, 128), (8, 128, 256))  # side of the images, channels before and in the stack
+    stacks = (
+        (32, 3, 64),
+        (16, 64, 128),
+        (8, 128, 256),
+    )  # side of the images, channels before and in the stack
     c1 = sum(9 * side**2 * (before + 2 * width) * width for side, before, width in stacks) + 256 * 4 * 4 * 10
     f1, c1 = 6 * f1 - 2 * 784 * 500, 6 * c1 - 2 * 9 * 32**2 * 3 * 64  # no gradient of the images
     assert (f1, c1) == (pytest.approx(10.6e6, rel=1e-3), pytest.approx(1593e6, rel=1e-3))
@@ -330,6 +347,8 @@ def test_the_projection_adds_up():
 def test_the_projection_leaves_out_what_was_not_measured():
     f1 = pd.DataFrame({"network": "ne-f1", "B": [1000, 100], "precision": "float32", "seeds": 1})
     full = f1.assign(network="ne-c1", ours_per_s=np.nan, note="out of memory")
-    table = bench_training.projected_hours(pd.concat([f1.assign(ours_per_s=100.0), full])).set_index("grid")["hours"]
+    table = bench_training.projected_hours(pd.concat([f1.assign(ours_per_s=100.0), full])).set_index("grid")[
+        "hours"
+    ]
     assert table["ne-table2-f1"] > 0
     assert np.isnan(table["ne-table2-c1"])

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from nb_lib.explore import MAX_BYTES
+from nb_lib.page.explore import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build/html"
@@ -26,7 +26,17 @@ LOADED = {"src", "srcset", "data", "poster", "background", "action", "formaction
 IDLE_LINKS = {"next", "prev", "up", "index", "search", "author", "copyright", "license", "canonical"}
 IN_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s]+)""")
 IN_SCRIPT = re.compile(r"""\b(?:import|fetch|importScripts)\b[^"'`;]*["'`]([^"'`]+)""")
-CDNS = ("unpkg", "jsdelivr", "cdnjs", "thebe", "mybinder", "embed-amd", "require.js", "polyfill.io", "googleapis")
+CDNS = (
+    "unpkg",
+    "jsdelivr",
+    "cdnjs",
+    "thebe",
+    "mybinder",
+    "embed-amd",
+    "require.js",
+    "polyfill.io",
+    "googleapis",
+)
 
 
 class Page(HTMLParser):
@@ -73,7 +83,10 @@ def pages() -> dict[str, Page]:
     if not (HTML / "index.html").exists():
         pytest.fail("the book is not built: run `make book` first", pytrace=False)
     paths = [path for path in HTML.rglob("*.html") if "_static" not in path.parts]
-    return {path.relative_to(HTML).with_suffix("").as_posix(): Page(path.read_text(encoding="utf-8")) for path in paths}
+    return {
+        path.relative_to(HTML).with_suffix("").as_posix(): Page(path.read_text(encoding="utf-8"))
+        for path in paths
+    }
 
 
 def test_every_page_of_the_toc_is_built(pages):
@@ -177,13 +190,15 @@ def test_names_on_the_notation_page_exist():
         value = import_module(f"nb_lib.{module}")
         for attribute in path.split("."):
             value = getattr(value, attribute)
-    networks = import_module("nb_lib.networks").NETWORKS
+    networks = import_module("nb_lib.lab.networks").NETWORKS
     assert {name for name in networks if "-" in name} >= set(re.findall(r"`((?:ne|smoothout)-\w+)`", text))
 
 
 def test_build_notices_what_changed(tmp_path):
     root = tmp_path / "a book"
-    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("data", "*.md", "__pycache__"))
+    shutil.copytree(
+        ROOT / "book", root / "book", ignore=shutil.ignore_patterns("data", "*.md", "__pycache__")
+    )
     for name in ("_config.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
     (root / "_toc.yml").write_text("format: jb-book\nroot: notebooks/page\n")

@@ -18,14 +18,16 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from nb_lib import explore
+from nb_lib.page import explore
 
 require()
 
 ROOT = Path(__file__).parents[1]
 HTML = Path(os.environ.get("NB_HTML", ROOT / "_build/html"))  # another folder: to test a copy during a build
 PAGES = sorted(p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts)
-PAGES = [page for page in PAGES if page != "index.html"] or ["book/intro.html"]  # the index only leads to the intro
+PAGES = [page for page in PAGES if page != "index.html"] or [
+    "book/intro.html"
+]  # the index only leads to the intro
 FIGURE = re.compile(r'<div class="nbx" id="([^"]+)">')
 BOOK_FIGURES = [
     (page, name)
@@ -33,7 +35,10 @@ BOOK_FIGURES = [
     if (HTML / page).exists()
     for name in FIGURE.findall((HTML / page).read_text("utf-8"))
 ]
-SAMPLE = [("sample.html", "line"), ("sample.html", "hills")]  # tested as the book's own are, and if it has none
+SAMPLE = [
+    ("sample.html", "line"),
+    ("sample.html", "hills"),
+]  # tested as the book's own are, and if it has none
 WIDTHS = {"light": (1240, 390), "dark": (390, 1240)}
 MAX_RATIO = 8  # moving a slider against a bare Plotly.restyle of one trace
 
@@ -76,9 +81,13 @@ def look(driver, url):
             unreadable += ask(driver, "unreadable")
         if driver.execute_script("return document.documentElement.dataset.theme") != theme:
             unreadable.append(f"the page is not {theme}")
-        time.sleep(0.5)  # the theme lets what scrolls now be reached by keyboard 0.3 s after the width has changed
+        time.sleep(
+            0.5
+        )  # the theme lets what scrolls now be reached by keyboard 0.3 s after the width has changed
         driver.execute_script(axe)
-        barriers += ask(driver, "barriers", *(["color-contrast"] if theme == "dark" else []))  # the rest is the same
+        barriers += ask(
+            driver, "barriers", *(["color-contrast"] if theme == "dark" else [])
+        )  # the rest is the same
     return Seen(complaints(driver), not_drawn, unreadable, barriers)
 
 
@@ -93,7 +102,9 @@ class remembered:
         self.identifier = added["identifier"]
 
     def __exit__(self, *_):
-        self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": self.identifier})
+        self.driver.execute_cdp_cmd(
+            "Page.removeScriptToEvaluateOnNewDocument", {"identifier": self.identifier}
+        )
 
 
 def test_nothing_comes_from_another_host_and_nothing_fails(seen):
@@ -130,25 +141,32 @@ def line(slope, end):
 
 def hills(depth, shift):
     z = [[depth * ((x - shift) ** 2 + y**2) for x in range(9)] for y in range(9)]
-    return go.Figure(go.Contour(z=z, showscale=False), {"template": "nb"}), f"The bowl is {depth:g} deep at {shift:g}."
+    return go.Figure(
+        go.Contour(z=z, showscale=False), {"template": "nb"}
+    ), f"The bowl is {depth:g} deep at {shift:g}."
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """A page with figures of nb_lib.explore and the book's own script."""
+    """A page with figures of nb_lib.page.explore and the book's own script."""
     forms = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explore, "display", lambda bundle, raw: forms.append(bundle["text/html"]))
         slope = explore.Slider([0, 0.5, 1, 2, 4], "slope", start=1)
         end = explore.Slider(["plain", "loud & clear", "none"], "end")
         explore.explore(line, name="line", alt="A line.", height=300, slope=slope, end=end)
-        depth, shift = explore.Slider([1, 2, 3], "depth", start=3), explore.Slider([0, 1, 2, 3, 4, 5], "shift")
+        depth, shift = (
+            explore.Slider([1, 2, 3], "depth", start=3),
+            explore.Slider([0, 1, 2, 3, 4, 5], "shift"),
+        )
         explore.explore(hills, name="hills", alt="A bowl.", height=300, depth=depth, shift=shift)
     folder = tmp_path_factory.mktemp("sample")
     (folder / "explore.js").symlink_to(ROOT / "book/_assets/explore.js")
     (folder / "plotly.min.js").symlink_to(Path(plotly.__file__).parent / "package_data/plotly.min.js")
     links = '<a href="#line?slope=4&amp;end=none">a</a> <a href="#hills?shift=5">b</a>'
-    (folder / "sample.html").write_text(page(f'{"".join(forms)}{links}<script src="explore.js"></script>'), "utf-8")
+    (folder / "sample.html").write_text(
+        page(f'{"".join(forms)}{links}<script src="explore.js"></script>'), "utf-8"
+    )
     with served(folder) as address:
         yield address
 
@@ -279,7 +297,9 @@ def test_moving_a_control_costs_little_more_than_drawing(figure, record_property
 def test_the_address_keeps_the_setting(figure):
     for control in figure.controls.values():
         moved = figure.leave(control)
-    assert figure.wait(lambda: figure.fragment() == moved.values, 1), f"{figure.fragment()}, not {moved.values}"
+    assert figure.wait(lambda: figure.fragment() == moved.values, 1), (
+        f"{figure.fragment()}, not {moved.values}"
+    )
 
     visit(figure.driver, figure.driver.current_url)
     again = Figure(figure.driver, figure.name)
@@ -341,7 +361,9 @@ def test_links_set_their_figure(page, browser, request):
         is_set = figure.wait(lambda f=figure, w=wanted: w.items() <= f.state().values.items(), 3)
         assert is_set, f"{query} sets {name} to {figure.state().values}"
         after = figure.state()  # two settings may draw the same, but do not say the same
-        assert (after.numbers, after.sentence) != (before.numbers, before.sentence), f"{query} does not change {name}"
+        assert (after.numbers, after.sentence) != (before.numbers, before.sentence), (
+            f"{query} does not change {name}"
+        )
 
 
 # --- negative controls: what these tests must find --------------------------------------------------------------------
@@ -363,8 +385,14 @@ def show_page(tmp_path, browser):
 @pytest.mark.parametrize(
     ("body", "found"),
     [
-        ('<script src="http://elsewhere.example/x.js"></script>', "another host: http://elsewhere.example/x.js"),
-        ("<script>fetch('https://elsewhere.example/x').catch(() => {})</script>", "another host: https://elsewhere"),
+        (
+            '<script src="http://elsewhere.example/x.js"></script>',
+            "another host: http://elsewhere.example/x.js",
+        ),
+        (
+            "<script>fetch('https://elsewhere.example/x').catch(() => {})</script>",
+            "another host: https://elsewhere",
+        ),
         ('<script src="none.js"></script>', "404: "),
         ("<script>console.error('broken')</script>", "SEVERE: "),
         ("<script>console.warn('nearly broken')</script>", "WARNING: "),
@@ -445,7 +473,10 @@ def test_a_slider_that_cannot_be_moved_is_found(show_page, browser):
         ('<text y="20" fill="#888">pale</text>', "contrast 3.5"),
         ('<text y="20" opacity="0.5">pale</text>', "contrast 3.9"),
         ('<text x="-20" y="20">left of it</text>', "cut off"),
-        ('<g class="annotation"><rect class="bg" width="90" height="30"/><text y="20">dark</text></g>', "contrast 1.0"),
+        (
+            '<g class="annotation"><rect class="bg" width="90" height="30"/><text y="20">dark</text></g>',
+            "contrast 1.0",
+        ),
         (
             '<g class="annotation"><text y="20">a</text></g><g class="legend"><text y="20">b</text></g>',
             "one on the other",

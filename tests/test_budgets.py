@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nb_lib import sweeps
-from nb_lib.forecast import Forecast
-from nb_lib.runs import Run, RunStore, read_lines, write_lines
-from nb_lib.sweeps import sweep
-from nb_lib.training import Training
+from nb_lib.lab import sweeps
+from nb_lib.lab.forecast import Forecast
+from nb_lib.lab.runs import Run
+from nb_lib.lab.store import RunStore, read_lines, write_lines
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.training import Training
 
 SMALL = Run(train_size=250, batch_size=60, epochs=4)
 LONG = replace(SMALL, epochs=10)
@@ -58,7 +59,9 @@ def test_what_is_nearly_done_is_ended_first(clock, tmp_path):
     assert clock.now == 5 + 1
 
 
-def test_records_say_how_many_epochs_a_stopping_rule_takes_and_those_of_this_machine_how_long(clock, tmp_path):
+def test_records_say_how_many_epochs_a_stopping_rule_takes_and_those_of_this_machine_how_long(
+    clock, tmp_path
+):
     rule = replace(SMALL, stop_below=0.2, lr=3e-3, epochs=500)
     [known] = sweep([rule], progress=False)
     assert 10 < known.epochs < 100
@@ -177,7 +180,9 @@ def test_the_account_has_a_line_for_each_experiment(tmp_path, capsys):
     assert third[:6] == ["third", "0", "0", "0", "0", "0"]
     assert first[7] == records[0].provenance["device"]
     seconds = sum(r.wall_time / r.provenance["side_by_side"] for r in records[:2])
-    assert float(first[6].replace(",", "")) == pytest.approx(sum(r.samples for r in records[:2]) / seconds, abs=1)
+    assert float(first[6].replace(",", "")) == pytest.approx(
+        sum(r.samples for r in records[:2]) / seconds, abs=1
+    )
     assert lines[4].startswith("6 runs: 4 trained now, 1 were stored, 1 done elsewhere; 5 finished")
 
 
@@ -257,7 +262,9 @@ def test_a_gpu_waits_for_its_host_at_small_passes_of_dense_networks(network, fie
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
         RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),

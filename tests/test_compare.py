@@ -7,8 +7,9 @@ import pytest
 
 from nb_lib.compare import best_of, command, compare, load_records, readable, recorded, styled
 from nb_lib.errors import InputError
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import RunStore, frame, write_lines
 from nb_lib.papers import grid
-from nb_lib.runs import Record, Run, RunStore, frame, write_lines
 
 
 def record(run: Run, accuracy: float, *, valid: float | None = None, **differing) -> Record:
@@ -27,9 +28,16 @@ def noisy(runs, mean):
 
 
 def test_full_cells_are_the_published_ones_and_gains_are_paired():
-    own = {(run.alpha, run.seed): 0.001 * np.sin(7 * run.seed + run.alpha) for run in grid("ne-table2-f1", seeds=4)}
-    records = noisy(grid("ne-table2-f1", seeds=4), lambda r: 0.90 + 0.01 * (r.alpha > 1) + own[r.alpha, r.seed])
-    other = noisy(grid("ne-fig2-f1", seeds=1), lambda r: 0.99)  # the other batch sizes of the figure: not this cell
+    own = {
+        (run.alpha, run.seed): 0.001 * np.sin(7 * run.seed + run.alpha)
+        for run in grid("ne-table2-f1", seeds=4)
+    }
+    records = noisy(
+        grid("ne-table2-f1", seeds=4), lambda r: 0.90 + 0.01 * (r.alpha > 1) + own[r.alpha, r.seed]
+    )
+    other = noisy(
+        grid("ne-fig2-f1", seeds=1), lambda r: 0.99
+    )  # the other batch sizes of the figure: not this cell
     records = [r for r in other if r.run.batch_size not in (900, 2000)] + records
     plain, enhanced = compare("ne-table2", records).to_dict("records")[:2]
     assert (plain["scale"], plain["n"], plain["B"], plain["ours_on"]) == ("full", 4, 900, "ne-f1")
@@ -53,7 +61,9 @@ def test_what_is_not_run_names_its_command_and_what_cannot_be_its_lack():
     table = compare("smoothout-table3", [])
     assert (table["n"] == 0).all()
     commands = table.set_index("network")["missing"]
-    assert set(commands["smoothout-c1"]) == {"python -m nb_lib sweep smoothout-table3-c1 --store results/ --download"}
+    assert set(commands["smoothout-c1"]) == {
+        "python -m nb_lib sweep smoothout-table3-c1 --store results/ --download"
+    }
     assert set(commands["resnet44"]) == {"resnet44 is not in the library"}
     assert compare("smoothout-table5", [])["missing"].str.contains("smoothout-table5-c1").all()
 
@@ -63,7 +73,12 @@ def test_every_scale_has_its_own_row_the_full_one_first():
     full = noisy(grid("ne-table2-f1", seeds=2), lambda r: 0.9 + 0.01 * (r.alpha > 1))
     both = compare("ne-table2", tiny + full)
     f1 = both[both["network"] == "ne-f1"]
-    assert f1["method"].tolist() == ["α = 1, B = 900", "α = 1, B = 900", "α = 1.5, B = 2000", "α = 1.5, B = 2000"]
+    assert f1["method"].tolist() == [
+        "α = 1, B = 900",
+        "α = 1, B = 900",
+        "α = 1.5, B = 2000",
+        "α = 1.5, B = 2000",
+    ]
     assert f1["scale"].tolist() == ["full", "tiny", "full", "tiny"]
     assert f1["n"].tolist() == [2, 3, 2, 3]
     assert f1["gain"].tolist()[2:] == pytest.approx([1, 3])  # paired with the row of the same scale
@@ -126,7 +141,10 @@ def test_no_gain_over_the_baseline_of_another_variety(given):
 
 
 def test_the_best_cell_is_chosen_within_one_variety():
-    means = {"float32": {30: 0.5, 100: 0.8, 500: 0.6}, "tf32": {30: 0.5, 100: 0.1, 500: 0.7}}  # of both: B = 500
+    means = {
+        "float32": {30: 0.5, 100: 0.8, 500: 0.6},
+        "tf32": {30: 0.5, 100: 0.1, 500: 0.7},
+    }  # of both: B = 500
     runs = [r for p in means for r in grid("ne-fig2-f1", "small", seeds=1, precision=p) if r.alpha == 1]
     table = compare("ne-table2", [record(r, means[r.precision][r.batch_size]) for r in runs])
     found = table[table["n"] > 0].set_index("precision")[["B", "accuracy"]]
@@ -137,7 +155,13 @@ def test_the_best_cell_is_chosen_within_one_variety():
 
 
 def test_other_sizes_and_lengths_are_no_answer():
-    for other in ({"train_size": 10_000}, {"epochs": 3}, {"valid_size": 100}, {"lr": 0.1}, {"dataset": "cifar100"}):
+    for other in (
+        {"train_size": 10_000},
+        {"epochs": 3},
+        {"valid_size": 100},
+        {"lr": 0.1},
+        {"dataset": "cifar100"},
+    ):
         assert (of_large_batch_c1(large_batch_c1({0: (0.5, 0.6)}, **other))["n"] == 0).all()
 
 
@@ -152,7 +176,10 @@ def test_of_a_run_given_twice_the_first_record_counts():
 def test_a_batch_no_larger_than_a_part_is_cut_in_no_way():
     runs = [r for r in grid("smoothout-table1-f1", "small", seeds=1, cutting="rest") if r.a == 0]
     table = compare("smoothout-table1", [record(r, 0.9) for r in runs])
-    assert table.loc[table["n"] > 0, ["B", "cutting"]].values.tolist() == [[25, ""], [300, "parts of 128 and a rest"]]
+    assert table.loc[table["n"] > 0, ["B", "cutting"]].values.tolist() == [
+        [25, ""],
+        [300, "parts of 128 and a rest"],
+    ]
 
 
 def test_no_verdict_without_a_published_spread_or_with_one_seed():
@@ -161,7 +188,9 @@ def test_no_verdict_without_a_published_spread_or_with_one_seed():
         table = table[table["gain"].notna()]
         return table["z"].tolist(), readable(table)["apart"].tolist(), styled(table).to_html().count("rgba")
 
-    two = large_batch_c1({0: (0.70, 0.70), 0.0375: (0.71, 0.73)})  # a gain of 2 ± 1, published 3.04 ± √(0.24² + 0.31²)
+    two = large_batch_c1(
+        {0: (0.70, 0.70), 0.0375: (0.71, 0.73)}
+    )  # a gain of 2 ± 1, published 3.04 ± √(0.24² + 0.31²)
     z, words, colored = apart(two)
     assert z == pytest.approx([-1.04 / math.sqrt(1 + 0.24**2 + 0.31**2)])
     assert (words, colored) == (["-1.0 s.e., agree"], 1)
@@ -197,7 +226,9 @@ def test_ablations_are_compared_with_denoising_and_with_the_baseline():
 
 
 def test_words_and_colors_say_how_far_apart_the_gains_are():
-    records = noisy(grid("ne-table2-f1", seeds=3), lambda r: 0.9 + 0.0022 * (r.alpha > 1) + 1e-5 * r.seed * r.alpha)
+    records = noisy(
+        grid("ne-table2-f1", seeds=3), lambda r: 0.9 + 0.0022 * (r.alpha > 1) + 1e-5 * r.seed * r.alpha
+    )
     words = readable(compare("ne-table2", records))
     assert words.loc[0, "published"] == "90.17 ± 0.04"
     assert words.loc[1, "gain published"] == "+0.22 ± 0.07"
@@ -272,7 +303,9 @@ def test_unknown_choices_are_refused():
 
 def test_the_best_batch_size_of_each_alpha_and_its_paired_gain():
     def mean(run):
-        return {1.0: {30: 0.82, 100: 0.80, 500: 0.7}, 1.5: {30: 0.6, 100: 0.83, 500: 0.81}}[run.alpha][run.batch_size]
+        return {1.0: {30: 0.82, 100: 0.80, 500: 0.7}, 1.5: {30: 0.6, 100: 0.83, 500: 0.81}}[run.alpha][
+            run.batch_size
+        ]
 
     table = best_of(frame(noisy(grid("ne-fig2-f1", "small"), mean))).to_dict("records")
     assert [(row["alpha"], row["B"], row["n"]) for row in table] == [(1.0, 30, 3), (1.5, 100, 3)]

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from recorded import COLOR, GRAY, ON_CUDA, made, ordinary, seeds, trained, weights
 
-from nb_lib import sweeps
-from nb_lib.device import precision
 from nb_lib.errors import InputError
-from nb_lib.networks import GhostBatchNorm
-from nb_lib.provenance import device_name
-from nb_lib.runs import Run, RunStore
-from nb_lib.sweeps import sweep
-from nb_lib.training import Training, load_for, train
+from nb_lib.ghost_batch_norm import GhostBatchNorm
+from nb_lib.lab import sweeps
+from nb_lib.lab.device import precision
+from nb_lib.lab.provenance import device_name
+from nb_lib.lab.runs import Run
+from nb_lib.lab.store import RunStore
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.training import Training, load_for, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 CUDA = torch.device("cuda")
@@ -40,7 +41,9 @@ def test_recorded_steps_are_the_ordinary_ones(name):
     assert torch.isfinite(weights(expected)).all()
     assert apart(weights(recorded), weights(expected)) < tolerance
     start = weights(Training(runs, data))
-    assert apart(weights(recorded), start) > 2 * apart(weights(recorded), weights(expected)), "it hardly moved"
+    assert apart(weights(recorded), start) > 2 * apart(weights(recorded), weights(expected)), (
+        "it hardly moved"
+    )
 
 
 def test_graphs_outlive_the_end_of_every_run():
@@ -85,7 +88,9 @@ def test_a_checkpoint_of_the_other_kind_of_device_is_refused():
 
 @pytest.mark.parametrize("method", [{}, {"alpha": 1.5}])
 def test_seeds_side_by_side_are_the_same_runs_up_to_rounding(method):
-    runs = seeds(Run(train_size=250, batch_size=60, epochs=30, halve_at=1.0, stop_below=0.4, lr=3e-3, **method))
+    runs = seeds(
+        Run(train_size=250, batch_size=60, epochs=30, halve_at=1.0, stop_below=0.4, lr=3e-3, **method)
+    )
     together = Training(runs, load_for(runs[0], device="cuda")).finish(progress=False)
     alone = [train(run, device="cuda", progress=False) for run in runs]
     for a, b in zip(together, alone, strict=True):

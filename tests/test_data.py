@@ -18,10 +18,11 @@ from PIL import Image
 from torch.testing import assert_close
 from torchvision import datasets
 
-import nb_lib.data as data
-import nb_lib.image_folder as image_folder
-from nb_lib.data import DATASETS, NORMALIZATIONS, data_root, epoch_indices, load
+import nb_lib.lab.data as data
+import nb_lib.lab.image_folder as image_folder
 from nb_lib.errors import InputError
+from nb_lib.lab.data import data_root, epoch_indices, load
+from nb_lib.lab.names import DATASETS, NORMALIZATIONS
 
 IDX = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
@@ -152,7 +153,9 @@ def test_digits_split_is_scikit_learns_stratified_and_independent_of_the_seed():
 
 def test_data_print_as_one_line():
     digits = load("digits", train_size=100, valid_size=50)
-    expected = "digits (scikit-learn's bundled digits, 8x8): 100 training, 50 validation, 597 test images of 1x8x8"
+    expected = (
+        "digits (scikit-learn's bundled digits, 8x8): 100 training, 50 validation, 597 test images of 1x8x8"
+    )
     assert str(digits) == repr(digits) == f"{expected}, 10 classes"
 
 
@@ -191,7 +194,9 @@ def test_image_folder_equals_torchvisions_in_a_mixed_order(root):
         for split, part in ((loaded.train, "train"), (loaded.test, "test")):
             reference = datasets.ImageFolder(folder / part)
             theirs = sorted((np.asarray(image).transpose(2, 0, 1).tolist(), y) for image, y in reference)
-            assert sorted(zip((split.x * 255).round().int().tolist(), split.y.tolist(), strict=True)) == theirs
+            assert (
+                sorted(zip((split.x * 255).round().int().tolist(), split.y.tolist(), strict=True)) == theirs
+            )
             assert split.x.is_contiguous()
             assert split.x.shape[1:] == (3, 4, 5)
     assert 5 < first.train.y[:40].sum() < 35  # by name, the first 40 would all be cats
@@ -377,7 +382,9 @@ def test_unknown_names_get_a_suggestion(name):
 
 
 def test_unknown_normalization_gets_a_suggestion():
-    with pytest.raises(InputError, match=r"unknown normalization 'standardised': did you mean 'standardized'"):
+    with pytest.raises(
+        InputError, match=r"unknown normalization 'standardised': did you mean 'standardized'"
+    ):
         load("digits", normalization="standardised")
 
 
@@ -475,7 +482,9 @@ def test_damaged_cifar_is_refused_before_it_is_unpickled(root, monkeypatch, file
 
 @pytest.mark.parametrize("name", DATASETS[1:])
 def test_failed_download_is_refused_and_leaves_nothing(name, tmp_path):
-    with pytest.raises(InputError, match=f"{name} could not be downloaded into .*/new: .*NB_LIB_DATA or root"):
+    with pytest.raises(
+        InputError, match=f"{name} could not be downloaded into .*/new: .*NB_LIB_DATA or root"
+    ):
         load(name, root=tmp_path / "new", download=True)
     assert entries(tmp_path / "new") == []
 
@@ -612,7 +621,9 @@ def pickled(cache):
     cache.write_bytes(pickle.dumps({"nchw": 1}))
 
 
-@pytest.mark.parametrize("damage", [truncated, empty, garbage, changed_pixel, foreign_npz, plain_npy, pickled])
+@pytest.mark.parametrize(
+    "damage", [truncated, empty, garbage, changed_pixel, foreign_npz, plain_npy, pickled]
+)
 def test_damaged_cache_is_rebuilt(root, monkeypatch, damage):
     write_folder(root)
     first = load("folder:pets", root=root)
@@ -754,6 +765,6 @@ def test_global_random_state_is_untouched(root):
 
 
 def test_import_is_light():
-    code = "import sys, nb_lib.data; print([m for m in ('torchvision', 'sklearn', 'PIL') if m in sys.modules])"
+    code = "import sys, nb_lib.lab.data; print([m for m in ('torchvision', 'sklearn', 'PIL') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -7,9 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from nb_lib import explore
 from nb_lib.errors import InputError
-from nb_lib.explore import Slider
+from nb_lib.page import explore
+from nb_lib.page.explore import Slider
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
@@ -120,7 +120,9 @@ def replay(spec, indices):
         node = spec
         for key in path[:-1]:
             node = node[key]
-        node[path[-1]] = values[int(np.ravel_multi_index([indices[k] for k in axes], [counts[k] for k in axes]))]
+        node[path[-1]] = values[
+            int(np.ravel_multi_index([indices[k] for k in axes], [counts[k] for k in axes]))
+        ]
     return spec
 
 
@@ -217,7 +219,10 @@ def test_sliders_that_cannot_be(values, start, clue):
     ("draw", "clue"),
     [
         (lambda alpha: (go.Figure([go.Scatter(y=[1])] * int(alpha)), "Traces."), "more traces"),
-        (lambda alpha: (go.Figure(layout={"shapes": [{"type": "line"}] * int(alpha)}), "Shapes."), "more traces"),
+        (
+            lambda alpha: (go.Figure(layout={"shapes": [{"type": "line"}] * int(alpha)}), "Shapes."),
+            "more traces",
+        ),
         (lambda alpha: (go.Figure(), "" if alpha == 3 else "Nothing."), "no sentence"),
         (lambda alpha: (go.Figure(go.Scatter(y=alpha * np.arange(30_001.5))), "Long."), "fewer points"),
     ],
@@ -237,5 +242,5 @@ def test_template_lets_the_page_shine_through():
 
 
 def test_needs_no_torch():
-    code = "import sys, nb_lib.explore; sys.exit('torch' in sys.modules)"
+    code = "import sys, nb_lib.page.explore; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

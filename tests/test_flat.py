@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError
-from nb_lib.flat import SELECTIONS, FlatParameters
-from nb_lib.networks import build, stack
+from nb_lib.lab.names import SELECTIONS
+from nb_lib.lab.networks import build
+from nb_lib.lab.stacked import stack
+from nb_lib.lab.weight_vector import FlatParameters
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 LAYOUT = {  # of `network` below: weights by row width, then biases, then normalization

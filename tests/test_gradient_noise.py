@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nb_lib import gradient_noise as module
 from nb_lib.errors import InputError
+from nb_lib.ghost_batch_norm import GhostBatchNorm
 from nb_lib.gradient_noise import (
     CumulantRatios,
     GradientDiversity,
@@ -21,18 +22,14 @@ from nb_lib.gradient_noise import (
     direction_tails,
     gradient_diversity,
     gradient_noise,
-    gram,
     minibatch_cumulants,
     minibatch_noise,
     noise_of_update,
-    projections,
-    sample_gradients,
-    squared_gradient_norms,
     tails,
 )
-from nb_lib.networks import GhostBatchNorm
 from nb_lib.noise_enhancement import effective_batch_size
 from nb_lib.objective import Objective
+from nb_lib.sample_gradients import gram, projections, sample_gradients, squared_gradient_norms
 
 N, CLASSES = 7, 3
 
@@ -240,14 +237,20 @@ def test_at_another_point_they_are_those_of_a_network_there() -> None:
     assert_close(gram(o, at=w), expected @ expected.T)
     assert_close(sample_gradients(o, at=w), expected)
     assert_close(projections(o, torch.eye(len(o)), at=w), expected)
-    assert gradient_noise(o, at=w).trace == pytest.approx(float(expected.var(0, correction=0).sum()), rel=1e-10)
-    assert gradient_diversity(o, at=w).gradient_norm == pytest.approx(float(expected.mean(0).norm()), rel=1e-10)
+    assert gradient_noise(o, at=w).trace == pytest.approx(
+        float(expected.var(0, correction=0).sum()), rel=1e-10
+    )
+    assert gradient_diversity(o, at=w).gradient_norm == pytest.approx(
+        float(expected.mean(0).norm()), rel=1e-10
+    )
 
 
 def probe(n: int) -> Objective:
     """Gradients are the unit vectors, so that projections are the directions themselves."""
     model = nn.Linear(n, 1, bias=False).double().eval()
-    return Objective(model, torch.eye(n, dtype=torch.float64), torch.zeros(n), criterion=lambda out, y: out[:, 0])
+    return Objective(
+        model, torch.eye(n, dtype=torch.float64), torch.zeros(n), criterion=lambda out, y: out[:, 0]
+    )
 
 
 def test_random_directions_are_unit_vectors_uniform_on_the_sphere() -> None:
@@ -307,7 +310,9 @@ def test_equal_samples_have_no_noise_and_opposite_ones_no_mean() -> None:
     assert same.trace == pytest.approx(0, abs=1e-12)
     assert same.diversity == pytest.approx(1 / 4, rel=1e-9)  # the least there is
     flat = nn.Linear(1, 1, bias=False).double().eval()
-    ends = Objective(flat, torch.tensor([[1.0], [-1.0]]).double(), torch.zeros(2), criterion=lambda out, y: out[:, 0])
+    ends = Objective(
+        flat, torch.tensor([[1.0], [-1.0]]).double(), torch.zeros(2), criterion=lambda out, y: out[:, 0]
+    )
     for result in (gradient_diversity(ends), gradient_noise(ends)):
         assert result.trace == 1
         assert result.diversity == result.batch_size_bound == math.inf
@@ -332,7 +337,9 @@ def all_noises(population: Tensor, size: int, alpha: float) -> Tensor:
     if alpha == 1:
         updates = minibatches
     else:
-        updates = [alpha * first + (1 - alpha) * second for first, second in product(minibatches, minibatches)]
+        updates = [
+            alpha * first + (1 - alpha) * second for first, second in product(minibatches, minibatches)
+        ]
     return torch.stack(updates) - population.mean(0)
 
 
@@ -341,7 +348,9 @@ def test_noise_of_an_update_is_that_of_all_updates(alpha) -> None:
     o = objective("dense", SMALL)
     expected = float((ETA * all_noises(loop(o), B, alpha)).square().sum(1).mean())
     assert noise_of_update(gradient_noise(o), B, alpha=alpha, eta=ETA) == pytest.approx(expected, rel=1e-10)
-    assert noise_of_update(gradient_diversity(o), B, alpha=alpha, eta=ETA) == pytest.approx(expected, rel=1e-10)
+    assert noise_of_update(gradient_diversity(o), B, alpha=alpha, eta=ETA) == pytest.approx(
+        expected, rel=1e-10
+    )
     size = effective_batch_size(B, alpha, n=SMALL)
     assert noise_of_update(gradient_noise(o), size, eta=ETA) == pytest.approx(expected, rel=1e-10)
 
@@ -423,7 +432,12 @@ def test_cumulants_exist_for_as_few_as_two_samples() -> None:
 
 
 # alpha; skewness and excess kurtosis of NE relative to the same B; the latter relative to B/c (paper-spec, 2.1)
-RATIOS = [(1.5, 0.822, 0.82, 0.328), (2, 0.626, 0.68, 0.136), (3, 0.405, 0.574, 0.044), (10, 0.111, 0.506, 0.0028)]
+RATIOS = [
+    (1.5, 0.822, 0.82, 0.328),
+    (2, 0.626, 0.68, 0.136),
+    (3, 0.405, 0.574, 0.044),
+    (10, 0.111, 0.506, 0.0028),
+]
 
 
 @pytest.mark.parametrize(("alpha", "skewness", "kurtosis", "at_equal_covariance"), RATIOS)
@@ -449,8 +463,12 @@ def test_cumulant_ratios_are_the_limit_of_the_exact_cumulants_for_many_samples(a
     assert float(enhanced.skewness / same.skewness) == pytest.approx(ratios.skewness, rel=1e-10)
     assert float(enhanced.kurtosis / same.kurtosis) == pytest.approx(ratios.kurtosis, rel=1e-10)
     assert float(enhanced.variance / small.variance) == pytest.approx(1, rel=0.01)
-    assert float(enhanced.skewness / small.skewness) == pytest.approx(ratios.skewness_at_equal_covariance, rel=0.01)
-    assert float(enhanced.kurtosis / small.kurtosis) == pytest.approx(ratios.kurtosis_at_equal_covariance, rel=0.01)
+    assert float(enhanced.skewness / small.skewness) == pytest.approx(
+        ratios.skewness_at_equal_covariance, rel=0.01
+    )
+    assert float(enhanced.kurtosis / small.kurtosis) == pytest.approx(
+        ratios.kurtosis_at_equal_covariance, rel=0.01
+    )
 
 
 def test_tails_of_enhanced_noise_are_those_predicted() -> None:
@@ -500,7 +518,9 @@ def test_gaussian_noise_is_rejected_as_often_as_the_tests_say() -> None:
             assert table.loc[test, column] == pytest.approx(0.05, abs=spread)
     assert table.loc["skewness", "noise"] == pytest.approx(0, abs=4.5 * math.sqrt(6 / count / r))
     assert table.loc["kurtosis", "noise"] == pytest.approx(0, abs=4.5 * math.sqrt(24 / count / r))
-    assert table.loc["absolute_skewness", "noise"] == pytest.approx(math.sqrt(2 / math.pi * 6 / count), rel=0.1)
+    assert table.loc["absolute_skewness", "noise"] == pytest.approx(
+        math.sqrt(2 / math.pi * 6 / count), rel=0.1
+    )
     assert table.loc["shapiro", "noise"] == pytest.approx(table.loc["shapiro", "gaussian"], abs=1e-3)
     assert table.loc["skewness", "error"] == pytest.approx(math.sqrt(6 / count / r), rel=0.1)
 
@@ -536,7 +556,12 @@ MEASURES: dict[str, Callable[[Objective], object]] = {
 
 
 def everything(o: Objective) -> list[Tensor]:
-    return [*(t.clone() for t in o.model.state_dict().values()), o.flat.work.clone(), o.weights.clone(), o.x.clone()]
+    return [
+        *(t.clone() for t in o.model.state_dict().values()),
+        o.flat.work.clone(),
+        o.weights.clone(),
+        o.x.clone(),
+    ]
 
 
 @pytest.mark.parametrize("name", ["convolutions", "layer norm"])
@@ -591,7 +616,9 @@ def test_networks_and_data_that_have_no_gradients_are_refused(measure) -> None:
     x[4, 2] = math.nan
     with pytest.raises(InputError, match="not finite"):
         MEASURES[measure](
-            Objective(network("dense"), x, y, criterion=lambda out, y: F.cross_entropy(out, y, reduction="none"))
+            Objective(
+                network("dense"), x, y, criterion=lambda out, y: F.cross_entropy(out, y, reduction="none")
+            )
         )
 
 
@@ -625,8 +652,14 @@ def test_criteria_that_average_are_refused() -> None:
         (lambda: gradient_noise(objective("dense"), k=0), "k, the number of eigenvalues"),
         (lambda: projections(objective("dense"), 0), "at least 1 direction"),
         (lambda: projections(objective("dense"), torch.ones(4)), r"directions must be of shape \[R, 104\]"),
-        (lambda: projections(objective("dense"), torch.ones(2, 4)), r"directions must be of shape \[R, 104\]"),
-        (lambda: noise_of_update(GradientDiversity(50, 1.0, 1.0), 51), "between 0 and the 50 samples, not 51"),
+        (
+            lambda: projections(objective("dense"), torch.ones(2, 4)),
+            r"directions must be of shape \[R, 104\]",
+        ),
+        (
+            lambda: noise_of_update(GradientDiversity(50, 1.0, 1.0), 51),
+            "between 0 and the 50 samples, not 51",
+        ),
         (lambda: noise_of_update(GradientDiversity(50, 1.0, 1.0), 0), "between 0 and the 50 samples, not 0"),
         (lambda: noise_of_update(GradientDiversity(50, 1.0, 1.0), 9, alpha=0.5), "alpha must be"),
         (lambda: minibatch_noise(torch.ones(5), 2), "must be a table"),

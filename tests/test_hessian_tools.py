@@ -16,9 +16,10 @@ from scipy.sparse.linalg import eigsh
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from nb_lib.networks import build
+from nb_lib.hessian import hessian_eigenvalues, hessian_trace
+from nb_lib.lab.networks import build
 from nb_lib.objective import Objective
-from nb_lib.sharpness import box_sharpness, hessian_eigenvalues, hessian_trace
+from nb_lib.sharpness import box_sharpness
 
 curvlinops = pytest.importorskip("curvlinops")
 
@@ -39,7 +40,9 @@ def trained(request) -> Trained:
     if request.param == "ne-f1":
         x = F.interpolate(x, (28, 28))
     model = build(request.param, tuple(x.shape[1:]), 10, seed=0)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3 if request.param == "digits-mlp" else 1e-4, fused=True)
+    optimizer = torch.optim.Adam(
+        model.parameters(), 3e-3 if request.param == "digits-mlp" else 1e-4, fused=True
+    )
     for _ in range(30):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -72,7 +75,9 @@ def test_hessian_products_are_curvlinops(trained) -> None:
 
 def test_the_largest_eigenvalue_is_that_of_arpack_on_curvlinops(trained) -> None:
     start = np.random.default_rng(0).normal(size=len(trained.objective))
-    theirs = eigsh(trained.hessian.to_scipy(), k=1, which="LA", tol=1e-3, ncv=10, v0=start, return_eigenvectors=False)
+    theirs = eigsh(
+        trained.hessian.to_scipy(), k=1, which="LA", tol=1e-3, ncv=10, v0=start, return_eigenvectors=False
+    )
     ours = hessian_eigenvalues(trained.objective, 1)
     print(f"largest eigenvalue: here {ours}, curvlinops with ARPACK {theirs}")
     assert ours.values == pytest.approx(theirs, rel=1e-3)

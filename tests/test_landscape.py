@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nb_lib import landscape, networks
-from nb_lib.data import Split
+from nb_lib import landscape
 from nb_lib.errors import InputError
+from nb_lib.lab import networks
+from nb_lib.lab.data import Split
 from nb_lib.objective import Objective
 
 
@@ -33,7 +34,9 @@ def images():
     generator = torch.Generator().manual_seed(1)
     sizes = {"train": 90, "test": 40}
     return {
-        name: Split(torch.randn(n, 1, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator))
+        name: Split(
+            torch.randn(n, 1, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator)
+        )
         for name, n in sizes.items()
     }
 
@@ -82,7 +85,9 @@ def test_surface_over_a_quadratic(regression):
     product = objective.hessian_product(objective.weights)
     for _, row in table.iterrows():
         step = row["x"] * d[0] + row["y"] * d[1]
-        assert row["loss"] == pytest.approx((loss + gradient @ step + step @ product(step) / 2).item(), rel=1e-12)
+        assert row["loss"] == pytest.approx(
+            (loss + gradient @ step + step @ product(step) / 2).item(), rel=1e-12
+        )
 
 
 def test_every_point_is_the_network_with_those_weights(images):
@@ -120,7 +125,9 @@ def test_filters_of_a_direction_are_as_long_as_the_network_s(published):
             continue
         for k in range(len(weight)):  # a filter or neuron is a slice along the first axis
             assert part[k].norm().item() == pytest.approx(weight[k].norm().item(), rel=1e-5)
-    spread = torch.cat([(p / p.norm() * p.numel() ** 0.5).flatten() for p in objective.tensors(d) if p.ndim == 4])
+    spread = torch.cat(
+        [(p / p.norm() * p.numel() ** 0.5).flatten() for p in objective.tensors(d) if p.ndim == 4]
+    )
     kurtosis = (spread**4).mean() / (spread**2).mean() ** 2
     assert kurtosis.item() == pytest.approx(1.8 if published else 3.0, abs=0.15)  # uniform or normal entries
 
@@ -162,7 +169,9 @@ def test_interpolated_statistics(images):
         mixed = network(0, normalization=True)
         state = {}
         for name, value in ends[0].state_dict().items():
-            state[name] = (1 - t) * value + t * ends[1].state_dict()[name] if value.is_floating_point() else value
+            state[name] = (
+                (1 - t) * value + t * ends[1].state_dict()[name] if value.is_floating_point() else value
+            )
         state["2.running_var"].clamp_(min=0)
         mixed.load_state_dict(state)
         found = table[(table["data"] == "test") & (table["t"] == t)][["loss", "accuracy"]].to_numpy()[0]

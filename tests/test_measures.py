@@ -10,13 +10,16 @@ import torch.nn.functional as F
 
 from nb_lib.__main__ import main
 from nb_lib.errors import InputError
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import RunStore, frame, read_lines, write_lines
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.training import Training, load_for
 from nb_lib.measures import NAMES, measures
 from nb_lib.objective import Objective
-from nb_lib.runs import Record, Run, RunStore, frame, read_lines, write_lines
-from nb_lib.sweeps import sweep
-from nb_lib.training import Training, load_for
 
-RUN = Run(network="digits-mlp", dataset="digits", train_size=100, batch_size=50, optimizer="sgd", lr=0.2, epochs=5)
+RUN = Run(
+    network="digits-mlp", dataset="digits", train_size=100, batch_size=50, optimizer="sgd", lr=0.2, epochs=5
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,9 @@ def test_curvature_and_gradient_noise_are_those_of_the_dense_matrices(found, tra
         loss = F.cross_entropy(model(x[k : k + 1]), y[k : k + 1])
         each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
     each = torch.stack(each).double()
-    assert found["gradient_trace"] == pytest.approx(((each - each.mean(0)) ** 2).sum(1).mean().item(), rel=1e-4)
+    assert found["gradient_trace"] == pytest.approx(
+        ((each - each.mean(0)) ** 2).sum(1).mean().item(), rel=1e-4
+    )
     top = torch.randn(len(objective), generator=torch.Generator().manual_seed(0))
     for _ in range(200):  # power iteration
         top = product(top / top.norm())
@@ -83,7 +88,9 @@ def test_a_sweep_measures_what_it_trains_once(tmp_path):
     table = frame(again)
     assert list(table["parameters"]) == [8970, 8970]
     plain = sweep(runs, device="cpu", progress=False)
-    assert [r.test_loss for r in plain] == pytest.approx([r.test_loss for r in records])  # measuring changes nothing
+    assert [r.test_loss for r in plain] == pytest.approx(
+        [r.test_loss for r in records]
+    )  # measuring changes nothing
     assert plain[0].measures is None
 
 

@@ -9,19 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nb_lib.device import precision
 from nb_lib.errors import InputError
-from nb_lib.networks import (
-    NETWORKS,
-    GhostBatchNorm,
-    build,
-    convolutional,
-    ghost_batch_norm_,
-    part_sizes,
-    stack,
-    stackable,
-    unstack,
-)
+from nb_lib.ghost_batch_norm import GhostBatchNorm, ghost_batch_norm_, part_sizes
+from nb_lib.lab.device import precision
+from nb_lib.lab.names import NETWORKS
+from nb_lib.lab.networks import build, convolutional, stackable
+from nb_lib.lab.stacked import stack, unstack
 
 GREY, COLOR = (1, 28, 28), (3, 32, 32)
 
@@ -97,7 +90,9 @@ def test_layers_and_their_output_shapes_are_those_of_the_table(name) -> None:
     assert seen == LAYERS[name]
 
 
-@pytest.mark.parametrize(("name", "kernel", "padding"), [("ne-c1", 3, 1), ("ne-c2", 3, 1), ("smoothout-c1", 5, 2)])
+@pytest.mark.parametrize(
+    ("name", "kernel", "padding"), [("ne-c1", 3, 1), ("ne-c2", 3, 1), ("smoothout-c1", 5, 2)]
+)
 def test_convolutions_have_the_papers_kernels_and_no_bias(name, kernel, padding) -> None:
     for layer in build(name, COLOR, 10):
         if isinstance(layer, nn.Conv2d):
@@ -288,7 +283,9 @@ def test_even_groups_are_plain_batch_norm_group_by_group(minibatches, groups, sh
     ghost = copy.deepcopy(ghost_of(norm, 4, minibatches))
     ghost.batch_size = 22
     x = random_images(sum(groups), *shape)
-    torch.testing.assert_close(ghost(x), torch.cat([norm(group) for group in x.split(groups)]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        ghost(x), torch.cat([norm(group) for group in x.split(groups)]), rtol=0, atol=1e-12
+    )
     assert_same_statistics(ghost, norm)
 
 

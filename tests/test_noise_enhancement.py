@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError
-from nb_lib.networks import GhostBatchNorm, ghost_batch_norm_
+from nb_lib.ghost_batch_norm import GhostBatchNorm, ghost_batch_norm_
 from nb_lib.noise_enhancement import (
     alpha_for,
     covariance_factor,
@@ -191,7 +191,9 @@ def test_plain_batch_norm_mixes_the_minibatches_and_is_refused_until_converted()
     assert difference(one_pass(model, x, y, 2.5), expected) < 1e-12
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm, GhostBatchNorm], ids=lambda norm: norm.__name__)
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d, nn.SyncBatchNorm, GhostBatchNorm], ids=lambda norm: norm.__name__
+)
 def test_require_separable_names_the_first_layer_that_mixes(norm) -> None:
     model = nn.Sequential(GhostBatchNorm(3, minibatches=2), nn.Sequential(nn.Linear(3, 3), norm(3)), norm(3))
     with pytest.raises(InputError, match=r"^1\.1 normalizes"):
@@ -224,7 +226,8 @@ def test_several_networks_losses_are_weighted_row_by_row(alpha) -> None:
     losses = torch.rand(3, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     alphas = alpha.tolist() if isinstance(alpha, Tensor) else 3 * [alpha]
     expected = [
-        a * sum(row[:4]) / 4 + (1 - a) * sum(row[4:]) / 4 for a, row in zip(alphas, losses.tolist(), strict=True)
+        a * sum(row[:4]) / 4 + (1 - a) * sum(row[4:]) / 4
+        for a, row in zip(alphas, losses.tolist(), strict=True)
     ]
     assert noise_enhanced_loss(losses, alpha).tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -249,7 +252,10 @@ def logistic_regression() -> tuple[Tensor, Tensor, Tensor]:
 def per_sample_gradients() -> Tensor:
     """(sigmoid(w x) - y) x, by hand."""
     x, y, w = logistic_regression()
-    rows = [[(1 / (1 + math.exp(-float(s @ w))) - float(t)) * float(v) for v in s] for s, t in zip(x, y, strict=True)]
+    rows = [
+        [(1 / (1 + math.exp(-float(s @ w))) - float(t)) * float(v) for v in s]
+        for s, t in zip(x, y, strict=True)
+    ]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -289,4 +295,6 @@ def test_plain_sgd_at_the_exact_effective_batch_size_matches_the_enumeration(alp
     size = effective_batch_size(B, alpha, n=N)
     total_variance = noise.var(0, correction=0).sum()
     per_sample = grads.var(0, correction=0).sum()
-    assert float(total_variance) == pytest.approx(float(ETA**2 / size * (N - size) / (N - 1) * per_sample), rel=1e-12)
+    assert float(total_variance) == pytest.approx(
+        float(ETA**2 / size * (N - size) / (N - 1) * per_sample), rel=1e-12
+    )

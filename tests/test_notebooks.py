@@ -47,7 +47,9 @@ def test_one_cell_of_literal_commented_parameters(notebook):
     assert len(statements) == len(lines), "one parameter per line, and nothing else"
     for statement in statements:
         assert isinstance(statement, ast.Assign | ast.AnnAssign)
-        ast.literal_eval(statement.value)  # derived values would keep their defaults after papermill's injection
+        ast.literal_eval(
+            statement.value
+        )  # derived values would keep their defaults after papermill's injection
     tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     assert commented == set(range(1, len(lines) + 1)), "every parameter has a comment: papermill shows it"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
 from nb_lib.errors import InputError
-from nb_lib.networks import GhostBatchNorm, build
+from nb_lib.ghost_batch_norm import GhostBatchNorm
+from nb_lib.lab.networks import build
 from nb_lib.objective import Objective, flattened
 from nb_lib.smoothout import SmoothOut
 
@@ -30,7 +31,9 @@ def made(*layers, dtype=torch.float64) -> nn.Sequential:
 def dense(norm=nn.BatchNorm1d, activation=nn.Tanh) -> nn.Sequential:
     first, second = (lambda: nn.Linear(5, 4)), (lambda: nn.Linear(4, 4))
     norms = 2 * [lambda: norm(4)]
-    return made(first, norms[0], activation, second, norms[1], activation, nn.Dropout, lambda: nn.Linear(4, CLASSES))
+    return made(
+        first, norms[0], activation, second, norms[1], activation, nn.Dropout, lambda: nn.Linear(4, CLASSES)
+    )
 
 
 def convolutional() -> nn.Sequential:
@@ -88,7 +91,9 @@ class Bits:
         return [*versions, *modes, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), *backends]
 
     def assert_same(self) -> None:
-        assert self.identity == [(name, id(p), p.data_ptr(), id(p.grad)) for name, p in self.model.named_parameters()]
+        assert self.identity == [
+            (name, id(p), p.data_ptr(), id(p.grad)) for name, p in self.model.named_parameters()
+        ]
         assert self.flags == self.all_flags()
         for before, now in zip(self.tensors, self.all_tensors(), strict=True):
             assert torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (before, now)))
@@ -187,7 +192,9 @@ def test_loss_and_accuracy_are_the_networks_own(make, chunk) -> None:
         outputs = moved(model, objective, w)(x).detach()
         value = objective(w)
         assert float(value.loss) == pytest.approx(float(F.cross_entropy(outputs, y)), rel=1e-13)
-        assert float(value.accuracy) == pytest.approx(float((outputs.argmax(1) == y).double().mean()), rel=1e-15)
+        assert float(value.accuracy) == pytest.approx(
+            float((outputs.argmax(1) == y).double().mean()), rel=1e-15
+        )
         assert value.loss.dtype == value.accuracy.dtype == torch.float64
     assert torch.equal(model(x), moved(model, objective, objective.weights)(x))
 
@@ -261,7 +268,9 @@ def test_nothing_depends_on_the_chunks(make, chunk) -> None:
     assert float(parts(w).loss) == pytest.approx(float(whole(w).loss), rel=1e-12)
     assert float(parts(w).accuracy) == float(whole(w).accuracy)
     torch.testing.assert_close(parts.gradient(w)[1], whole.gradient(w)[1], rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(parts.hessian_product(w)(w), whole.hessian_product(w)(w), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        parts.hessian_product(w)(w), whole.hessian_product(w)(w), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("chunk", [6, 100])
@@ -297,7 +306,11 @@ def test_autocast_around_a_measurement_has_no_effect() -> None:
     w = elsewhere(objective)
 
     def everything() -> list[Tensor]:
-        more = [objective.gradient(w)[1], objective.hessian_product(w)(w), objective._side_by_side(w[None]).loss]
+        more = [
+            objective.gradient(w)[1],
+            objective.hessian_product(w)(w),
+            objective._side_by_side(w[None]).loss,
+        ]
         return [objective(w).loss, objective.many(w[None]).loss, *more]
 
     expected = everything()
@@ -382,7 +395,9 @@ def test_tied_parameters_count_once_and_unused_ones_have_no_slope(chunk) -> None
     torch.testing.assert_close(objective.gradient(w)[1], gradient, rtol=1e-11, atol=1e-13)
     product = flattened(torch.autograd.functional.hvp(loss, points, along)[1])
     torch.testing.assert_close(objective.hessian_product(w)(v), product, rtol=1e-10, atol=1e-12)
-    unused = dict(zip(objective.flat.names, objective.tensors(objective.gradient(w)[1]), strict=True))["unused.weight"]
+    unused = dict(zip(objective.flat.names, objective.tensors(objective.gradient(w)[1]), strict=True))[
+        "unused.weight"
+    ]
     assert not unused.any()
 
 
@@ -390,7 +405,9 @@ def test_a_loss_that_is_linear_in_the_weights_has_no_curvature() -> None:
     x, y = samples()
     objective = Objective(made(lambda: nn.Linear(5, 2)), x, y, criterion=lambda outputs, y: outputs[:, 0])
     assert not objective.hessian_product(objective.weights)(elsewhere(objective)).any()
-    w = dict(zip(objective.flat.names, objective.tensors(objective.gradient(objective.weights)[1]), strict=True))
+    w = dict(
+        zip(objective.flat.names, objective.tensors(objective.gradient(objective.weights)[1]), strict=True)
+    )
     torch.testing.assert_close(w["0.weight"][0], x.mean(0), rtol=1e-12, atol=0)
 
 
@@ -403,7 +420,11 @@ def test_only_what_is_differentiated_is_tracked() -> None:
 def test_rows_are_filters_and_neurons() -> None:
     objective = Objective(convolutional(), *samples(2, 3, 3))
     shapes = [tuple(rows.shape) for rows in objective.rows(objective.weights)]
-    assert shapes == [(3, 3), (3, 8), (3 + 3 + 6, 1)]  # dense, convolution; biases, gains and shifts one by one
+    assert shapes == [
+        (3, 3),
+        (3, 8),
+        (3 + 3 + 6, 1),
+    ]  # dense, convolution; biases, gains and shifts one by one
 
 
 # ------------------------------------------------------------------------------------------------ batch normalization
@@ -427,7 +448,9 @@ def by_hand(model: nn.Sequential, x: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 100])
-@pytest.mark.parametrize("make", [dense, lambda: dense(lambda n: GhostBatchNorm(n, 4, minibatches=2)), convolutional])
+@pytest.mark.parametrize(
+    "make", [dense, lambda: dense(lambda n: GhostBatchNorm(n, 4, minibatches=2)), convolutional]
+)
 def test_statistics_become_those_of_all_samples_layer_by_layer(make, chunk) -> None:
     model = make()
     x, y = samples(*((2, 3, 3) if isinstance(model[0], nn.Conv2d) else ()))
@@ -508,7 +531,9 @@ def test_a_loss_that_is_random_in_evaluation_mode_is_refused() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("criterion", [F.cross_entropy, lambda o, y: F.cross_entropy(o, y, reduction="none")[:, None]])
+@pytest.mark.parametrize(
+    "criterion", [F.cross_entropy, lambda o, y: F.cross_entropy(o, y, reduction="none")[:, None]]
+)
 def test_a_criterion_that_is_not_one_loss_a_sample_is_refused(criterion) -> None:
     with pytest.raises(InputError, match=r"one loss a sample, 23 here, not shape .*reduction='none'"):
         Objective(dense(), *samples(), criterion=criterion)
@@ -544,13 +569,17 @@ def test_samples_on_another_device_are_refused() -> None:
         Objective(dense(), x.to("meta"), y.to("meta"))
 
 
-@pytest.mark.parametrize("wrong", [lambda w: w[1:], lambda w: w[None], lambda w: w.float(), lambda w: w.to("meta")])
+@pytest.mark.parametrize(
+    "wrong", [lambda w: w[1:], lambda w: w[None], lambda w: w.float(), lambda w: w.to("meta")]
+)
 def test_points_and_directions_of_another_kind_are_refused(wrong) -> None:
     objective = Objective(dense(), *samples())
     w = objective.weights
     product = objective.hessian_product(w)
     for call in (objective, objective.gradient, objective.hessian_product, product):
-        with pytest.raises(InputError, match=f"is a vector of {len(w)} numbers of type torch.float64 on cpu, not "):
+        with pytest.raises(
+            InputError, match=f"is a vector of {len(w)} numbers of type torch.float64 on cpu, not "
+        ):
             call(wrong(w))
     with pytest.raises(InputError, match="is a vector of"):
         objective.many(wrong(w)[None])

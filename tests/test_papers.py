@@ -7,7 +7,7 @@ import pytest
 
 from nb_lib import papers
 from nb_lib.errors import InputError
-from nb_lib.runs import Run
+from nb_lib.lab.runs import Run
 
 N = {"ne-f1": 60_000, "ne-c1": 50_000, "ne-c2": 50_000}
 
@@ -45,7 +45,9 @@ def test_a_smaller_scale_asks_the_same_question_of_less(name):
         runs = papers.grid(name, scale)
         assert len({run.batch_size for run in runs}) >= min(2, len({run.batch_size for run in full}))
         assert {run.alpha > 1 for run in runs} == {run.alpha > 1 for run in full}
-        assert {(run.a, run.adaptive, run.denoise) for run in runs} == {(r.a, r.adaptive, r.denoise) for r in full}
+        assert {(run.a, run.adaptive, run.denoise) for run in runs} == {
+            (r.a, r.adaptive, r.denoise) for r in full
+        }
         assert not set(runs) & set(full)
         assert all(run.train_size and run.batch_size <= run.train_size and run.valid_size for run in runs)
     assert {run.dataset for run in runs} == {"digits"}, "tiny needs no data but the embedded"
@@ -69,7 +71,9 @@ def test_a_plan_is_its_grids_in_order():
     found = papers.plan(["ne-table3-f1", "ne-table2"], "tiny", seeds=1)
     assert list(found) == ["ne-table3-f1", "ne-table2"]
     assert found["ne-table2"] == papers.grid("ne-table2", "tiny", seeds=1)
-    assert papers.plan(["ne-table2-f1"], precision="tf32", dataset=None)["ne-table2-f1"][0].precision == "tf32"
+    assert (
+        papers.plan(["ne-table2-f1"], precision="tf32", dataset=None)["ne-table2-f1"][0].precision == "tf32"
+    )
     with pytest.raises(InputError, match="did you mean 'next'"):
         papers.plan(["nextt"])
     with pytest.raises(InputError, match="unknown grid 'next'"):
@@ -82,7 +86,9 @@ def test_what_is_next_is_said_with_precision_seeds_and_copy_of_the_data():
     assert {run.precision for run in found["ne-table2-f1"]} == {"float32"}
     assert {run.precision for run in found["ne-table3-f1"]} == {"tf32"}
     c1 = [run for name, runs in found.items() if "c1" in name for run in runs]
-    assert {(run.dataset, run.precision) for run in c1 if run.network == "ne-c1"} == {("folder:cifar10", "bfloat16")}
+    assert {(run.dataset, run.precision) for run in c1 if run.network == "ne-c1"} == {
+        ("folder:cifar10", "bfloat16")
+    }
     several = found["ne-table2-c1, α = 1 and 1.5"]
     assert {(run.alpha, run.batch_size) for run in several} == {(1.0, 100), (1.5, 200)}
     assert {run.seed for run in several} == set(range(4))
@@ -137,7 +143,8 @@ def test_tables_that_print_the_same_number_agree():
     one, third = papers.published("smoothout-table1"), papers.published("smoothout-table3")
     cells = [t[(t["network"] == "smoothout-c1") & (t["a"] == 0.0375) & t["denoise"]] for t in (one, third)]
     assert (
-        cells[0].set_index("batch_size")["accuracy"].to_dict() == cells[1].set_index("batch_size")["accuracy"].to_dict()
+        cells[0].set_index("batch_size")["accuracy"].to_dict()
+        == cells[1].set_index("batch_size")["accuracy"].to_dict()
     )
     second = papers.published("smoothout-table2").query("dataset == 'cifar10'")
     by_method = {key: set() for key in ((0.0, False), (0.0375, False), (0.15, True))}

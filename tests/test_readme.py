@@ -64,7 +64,18 @@ def test_code_measures_and_changes_nothing(capsys):
 def test_the_training_command_runs_with_the_options_named(tmp_path, capsys):
     command = re.search(r"python -m nb_lib (train .*?)\n```", README, flags=re.S)[1].split("\n")
     options = " ".join(line.rstrip("\\") for line in command[:2]).split()
-    small = ["--network", "digits-mlp", "--dataset", "digits", "--batch-size", "100", "--epochs", "2", "--seeds", "2"]
+    small = [
+        "--network",
+        "digits-mlp",
+        "--dataset",
+        "digits",
+        "--batch-size",
+        "100",
+        "--epochs",
+        "2",
+        "--seeds",
+        "2",
+    ]
     assert main([*options, *small, "--store", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "2 runs: 2 trained now" in out
@@ -95,7 +106,10 @@ def test_the_experiments_commands_run(tmp_path, capsys):
     assert [command[0] for command in commands] == ["grids", "sweep", "compare", "merge"]
     where = {"results/": str(tmp_path / "store"), "book/data": str(tmp_path), "full": "tiny"}
     for command in commands:
-        assert main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep")) == 0
+        assert (
+            main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep"))
+            == 0
+        )
     out = capsys.readouterr().out
     assert "ne-fig3-c2" in out
     assert "8 runs: 8 trained now, 0 were stored; 8 converged." in out
@@ -126,9 +140,26 @@ def test_a_budget_that_is_no_time_is_refused(budget, capsys):
 
 def test_training_from_the_shell_needs_only_the_packages_named():
     named = re.search(r"Jupyter, (.*?)are enough", README, flags=re.S)[1]
-    assert re.findall("`([a-z]+)`", named) == ["torch", "torchvision", "numpy", "scipy", "pandas", "tqdm", "filelock"]
-    others = "sklearn", "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core", "distributed", "jinja2"
-    code = f"import sys, nb_lib.__main__, nb_lib.bench; sys.exit(any(m in sys.modules for m in {others}))"
+    assert re.findall("`([a-z]+)`", named) == [
+        "torch",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "pandas",
+        "tqdm",
+        "filelock",
+    ]
+    others = (
+        "sklearn",
+        "plotly",
+        "IPython",
+        "ipywidgets",
+        "papermill",
+        "jupyter_core",
+        "distributed",
+        "jinja2",
+    )
+    code = f"import sys, nb_lib.__main__, benchmarks.steps; sys.exit(any(m in sys.modules for m in {others}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

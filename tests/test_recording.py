@@ -8,9 +8,9 @@ import pytest
 import torch
 from recorded import DIGITS, ON_A_CPU, emulate, made, ordinary, seeds, trained, weights
 
-from nb_lib.device import Graphs, own_stream
-from nb_lib.runs import Run
-from nb_lib.training import Training
+from nb_lib.lab.graphs import Graphs, own_stream
+from nb_lib.lab.runs import Run
+from nb_lib.lab.training import Training
 
 CPU = torch.device("cpu")
 MLP = Run(network="digits-mlp", batch_size=40, epochs=30)
@@ -108,7 +108,10 @@ def test_runs_end_halve_and_go_on_recorded_as_they_do_ordinarily(count, tapes):
     recorded = Training(runs, data)
     records = recorded.finish(progress=False)
     assert {record.status for record in records} == {"converged"}
-    assert len({record.curve[0]["lr"] for record in records} | {record.curve[-1]["lr"] for record in records}) == 2
+    assert (
+        len({record.curve[0]["lr"] for record in records} | {record.curve[-1]["lr"] for record in records})
+        == 2
+    )
     assert [(r.updates, r.curve) for r in records] == [(r.updates, r.curve) for r in expected]
 
 

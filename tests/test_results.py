@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nb_lib import figures, papers
+from nb_lib import papers
 from nb_lib.errors import InputError
-from nb_lib.intervals import paired, summarize, verdict
+from nb_lib.lab.runs import Run
+from nb_lib.lab.store import curves, frame
+from nb_lib.lab.sweeps import sweep
 from nb_lib.noise_enhancement import effective_batch_size
-from nb_lib.runs import Run, curves, frame
-from nb_lib.sweeps import sweep
+from nb_lib.page import figures
+from nb_lib.page.intervals import paired, summarize, verdict
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,10 @@ def table():
     rows = []
     for alpha, gain in ((1.0, 0.0), (1.5, 0.0), (2.0, 0.01)):
         for seed in range(8):
-            score = {"test_accuracy": start[seed] + gain + rng.normal(0, 0.002), "test_loss": 1 - start[seed] - gain}
+            score = {
+                "test_accuracy": start[seed] + gain + rng.normal(0, 0.002),
+                "test_loss": 1 - start[seed] - gain,
+            }
             rows.append({"seed": seed, "alpha": alpha, **common, **score})
     return pd.DataFrame(rows)
 
@@ -83,7 +88,9 @@ def test_published_tables_are_the_papers():
     # at its optimum every C1 row is as noisy as a batch of 59 to 100, says the specification
     effective = [effective_batch_size(r.batch_size, a) for (n, a), r in ne.iterrows() if n == "ne-c1"]
     assert effective == pytest.approx([100, 80, 60, 58.8], abs=0.05)
-    smooth = papers.smoothout_table_1().pivot_table(index=["network", "batch_size"], columns="a", values="accuracy")
+    smooth = papers.smoothout_table_1().pivot_table(
+        index=["network", "batch_size"], columns="a", values="accuracy"
+    )
     gains = (smooth[0.0375] - smooth[0.0]).round(2)
     assert gains.to_dict() == {
         ("smoothout-c1", 256): 2.05,
@@ -101,7 +108,10 @@ def test_published_tables_are_the_papers():
 @pytest.fixture(scope="module")
 def records():
     runs = [
-        Run(train_size=600, batch_size=b, alpha=a, epochs=3, seed=s) for b in (200, 600) for a in (1, 2) for s in (0, 1)
+        Run(train_size=600, batch_size=b, alpha=a, epochs=3, seed=s)
+        for b in (200, 600)
+        for a in (1, 2)
+        for s in (0, 1)
     ]
     return sweep(runs, progress=False)
 
@@ -126,7 +136,9 @@ def test_means_are_drawn_with_intervals_seeds_and_the_methods_colors(records):
 
 def test_bands_run_from_the_lowest_to_the_highest_seed(records):
     table = curves(r for r in records if r.run.batch_size == 200)
-    figure = figures.bands(table, x="epoch", y="loss", series="alpha", symbol="α", titles=("epoch", "loss"), log_y=True)
+    figure = figures.bands(
+        table, x="epoch", y="loss", series="alpha", symbol="α", titles=("epoch", "loss"), log_y=True
+    )
     band, mean = figure.data[:2]
     one = table[(table.alpha == 1) & (table.epoch == 2)].loss
     at = [y for x, y in zip(band.x, band.y, strict=True) if x == 2]
@@ -139,5 +151,11 @@ def test_smoothout_and_its_adaptive_form_have_colors_of_their_own(records):
     rows = frame(records).assign(alpha=1.0)
     both = pd.concat([rows.assign(a=0.1), rows.assign(a=0.1, adaptive=True)])
     figure = figures.strengths(both, y="test_loss", title="test loss")
-    assert [t.line.color for t in figure.data] == [figures.COLORS["SmoothOut"], figures.COLORS["AdaSmoothOut"]]
-    assert [figures.method(r) for _, r in both.drop_duplicates("adaptive").iterrows()] == ["SmoothOut", "AdaSmoothOut"]
+    assert [t.line.color for t in figure.data] == [
+        figures.COLORS["SmoothOut"],
+        figures.COLORS["AdaSmoothOut"],
+    ]
+    assert [figures.method(r) for _, r in both.drop_duplicates("adaptive").iterrows()] == [
+        "SmoothOut",
+        "AdaSmoothOut",
+    ]

@@ -9,10 +9,11 @@ import os
 
 import pytest
 
-from nb_lib import files
 from nb_lib.errors import InputError
-from nb_lib.files import write_atomically
-from nb_lib.runs import Record, Run, RunStore, frame, merge, merge_by_network, read_lines, write_lines
+from nb_lib.lab import files
+from nb_lib.lab.files import write_atomically
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import RunStore, frame, merge, merge_by_network, read_lines, write_lines
 
 
 def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is frozen)
@@ -40,7 +41,10 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"precision": "float16"}, "unknown precision 'float16'"),
         ({"cutting": "evenly"}, "unknown cutting 'evenly': did you mean 'even'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"batch_size": 251, "train_size": 250}, r"batch_size 251 is larger than the training set \(250 samples\)"),
+        (
+            {"batch_size": 251, "train_size": 250},
+            r"batch_size 251 is larger than the training set \(250 samples\)",
+        ),
         ({"batch_size": 10.5}, "batch_size must be of type int"),
         ({"batch_size": None}, "batch_size must be of type int"),
         ({"batch_size": True}, "batch_size must be of type int"),
@@ -68,9 +72,17 @@ def test_an_unknown_field_suggests_the_nearest():
 
 def test_a_key_depends_on_the_content_alone():
     assert Run(alpha=2, lr_steps=[[10, 1]]).key == Run(alpha=2.0, lr_steps=((10, 1.0),)).key
-    assert Run.from_dict(json.loads(json.dumps(Run(alpha=1.5, batch_size=7).to_dict()))) == Run(alpha=1.5, batch_size=7)
+    assert Run.from_dict(json.loads(json.dumps(Run(alpha=1.5, batch_size=7).to_dict()))) == Run(
+        alpha=1.5, batch_size=7
+    )
     others = {f.name: f.default for f in dataclasses.fields(Run)}
-    others |= {"network": "ne-f1", "dataset": "folder:mine", "train_size": 100, "valid_size": 9, "split_seed": 1}
+    others |= {
+        "network": "ne-f1",
+        "dataset": "folder:mine",
+        "train_size": 100,
+        "valid_size": 9,
+        "split_seed": 1,
+    }
     others |= {"inputs": "standardized", "batch_size": 99, "alpha": 1.25, "a": 0.1, "distribution": "normal"}
     others |= {"adaptive": True, "perturb": "all", "denoise": False, "noise_batch": 128, "ghost_batch": 64}
     others |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "clip": 5.0, "seed": 3}
@@ -83,7 +95,10 @@ def test_a_key_depends_on_the_content_alone():
 
 def test_the_key_of_a_stored_run_never_changes():
     assert Run().key == "44136fa355b3678a"  # the hash of no content: defaults do not enter
-    assert Run(network="ne-f1", dataset="fashion-mnist", batch_size=2000, alpha=1.5, seed=3).key == "2737076a506e4271"
+    assert (
+        Run(network="ne-f1", dataset="fashion-mnist", batch_size=2000, alpha=1.5, seed=3).key
+        == "2737076a506e4271"
+    )
 
 
 def test_a_record_from_before_there_was_a_choice_of_cutting_is_one_with_a_rest():
@@ -147,7 +162,9 @@ def test_a_store_keeps_finds_and_tabulates_records(tmp_path):
     assert Run(seed=1, epochs=50) in store
     assert store.load(Run(seed=1, epochs=50)) == record(Run(seed=1, epochs=50))
     table = store.frame()
-    assert table[["seed", "test_accuracy", "epochs", "epochs_limit", "device"]].sort_values("seed").values.tolist() == [
+    assert table[["seed", "test_accuracy", "epochs", "epochs_limit", "device"]].sort_values(
+        "seed"
+    ).values.tolist() == [
         [0, 0.5, 3, 50, "a CPU"],
         [1, 0.5, 3, 50, "a CPU"],
     ]

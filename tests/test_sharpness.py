@@ -14,15 +14,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError
+from nb_lib.hessian import Estimate, hessian_eigenvalues, hessian_trace
+from nb_lib.noise_sensitivity import noise_sensitivity, second_order
 from nb_lib.objective import Objective, Value
-from nb_lib.sharpness import (
-    Estimate,
-    box_sharpness,
-    hessian_eigenvalues,
-    hessian_trace,
-    noise_sensitivity,
-    second_order,
-)
+from nb_lib.sharpness import box_sharpness
 
 
 class Quadratic:
@@ -130,7 +125,9 @@ def test_the_maximum_is_that_of_the_corners(method, seed, epsilon) -> None:
 def test_a_linear_loss_rises_by_its_slopes_times_the_half_widths() -> None:
     g, w = normal(6), 3 * normal(6, seed=1)
     f = Quadratic(torch.zeros(6, 6, dtype=torch.float64), g, w, c=2.0)
-    expected = 100 * sum(0.01 * (abs(a) + 1) * abs(b) for a, b in zip(w.tolist(), g.tolist(), strict=True)) / 3
+    expected = (
+        100 * sum(0.01 * (abs(a) + 1) * abs(b) for a, b in zip(w.tolist(), g.tolist(), strict=True)) / 3
+    )
     for method in ("vertex", "lbfgsb"):
         found = box_sharpness(f, epsilon=0.01, starts=3, method=method)
         assert found.values == pytest.approx(4 * [expected], rel=1e-9)
@@ -154,7 +151,9 @@ def test_the_maximum_over_a_subspace_is_that_of_its_corners(p, method) -> None:
     found = box_sharpness(f, epsilon=0.1, subspace=p, starts=8, steps=50, seed=4, method=method)
     assert found.max_loss == pytest.approx(highest_corner(f, half, columns), rel=1e-9)
     assert found.dimension == p
-    assert torch.allclose(columns @ (inverse @ (found.highest - f.weights)), found.highest - f.weights, atol=1e-12)
+    assert torch.allclose(
+        columns @ (inverse @ (found.highest - f.weights)), found.highest - f.weights, atol=1e-12
+    )
 
 
 def test_the_whole_space_as_a_subspace_is_the_subspace_of_all_columns() -> None:
@@ -171,7 +170,10 @@ def test_two_dimensions_of_a_network_against_a_grid(trained) -> None:
     )
     inverse = inverse / inverse.norm(dim=1, keepdim=True)
     half = 0.5 * ((inverse @ trained.weights).abs() + 1)
-    grid = [half * torch.tensor(y, dtype=torch.float64) for y in itertools.product(np.linspace(-1, 1, 21), repeat=2)]
+    grid = [
+        half * torch.tensor(y, dtype=torch.float64)
+        for y in itertools.product(np.linspace(-1, 1, 21), repeat=2)
+    ]
     losses = trained.many(trained.weights + torch.stack(grid) @ torch.linalg.pinv(inverse).T).loss
     found = box_sharpness(trained, epsilon=0.5, subspace=2, starts=4, seed=1)
     assert found.max_loss == pytest.approx(float(losses.max()), rel=1e-4)
@@ -291,11 +293,15 @@ def test_weights_without_a_slope_stay_put() -> None:
 
 def test_a_search_ends_at_a_vertex_it_does_not_leave() -> None:
     f = Quadratic(torch.eye(6, dtype=torch.float64), 9 * normal(6))  # slopes that no point of the box turns
-    assert box_sharpness(f, epsilon=0.01, starts=0).evaluations == 3  # f(w*), and the gradients at w* and at the vertex
+    assert (
+        box_sharpness(f, epsilon=0.01, starts=0).evaluations == 3
+    )  # f(w*), and the gradients at w* and at the vertex
 
 
 def test_a_maximum_inside_the_box_is_found_though_its_vertices_are_low() -> None:
-    hill = Quadratic(-2 * torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.04, 0.0], dtype=torch.float64))
+    hill = Quadratic(
+        -2 * torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.04, 0.0], dtype=torch.float64)
+    )
     expected = 100 * (0.1**2 + 0.04**2) / 4 / 1.5  # at w* + (0.05, -0.02, 0), in a box of ±0.1
     found = box_sharpness(hill, epsilon=0.1, starts=0, steps=30)
     assert found.maximum == pytest.approx(expected, rel=0.1)
@@ -353,7 +359,9 @@ def test_boxes_that_make_no_sense_are_refused(arguments, message) -> None:
 @pytest.mark.parametrize("measure", [box_sharpness, lambda f: noise_sensitivity(f, [0.1])])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_at_the_start_is_refused(measure, value) -> None:
-    with pytest.raises(InputError, match=f"^the loss at the network's own weights is {value:g}: train it again"):
+    with pytest.raises(
+        InputError, match=f"^the loss at the network's own weights is {value:g}: train it again"
+    ):
         measure(Quadratic(torch.eye(8, dtype=torch.float64), c=value))
 
 
@@ -483,7 +491,7 @@ def test_draws_of_all_strengths_share_their_directions_and_go_in_any_order() -> 
 
 def test_how_many_are_held_at_once_does_not_matter(monkeypatch) -> None:
     expected = noise_sensitivity(convex(6), A, draws=14).frame
-    monkeypatch.setattr("nb_lib.sharpness._TOGETHER", 6 * 2 * 3)
+    monkeypatch.setattr("nb_lib.noise_sensitivity._TOGETHER", 6 * 2 * 3)
     pd.testing.assert_frame_equal(noise_sensitivity(convex(6), A, draws=14).frame, expected, rtol=1e-12)
 
 
@@ -510,7 +518,11 @@ def test_accuracy_and_loss_of_a_network_under_written_out_noise(digits, trained)
 def test_small_noise_follows_the_trace(trained, dense_hessian) -> None:
     curve = noise_sensitivity(trained, [0.01], draws=200)
     row = curve.frame.iloc[0]
-    within(row["loss"] - curve.loss, row["loss_error"], float(second_order(float(dense_hessian.trace()), [0.01])[0]))
+    within(
+        row["loss"] - curve.loss,
+        row["loss_error"],
+        float(second_order(float(dense_hessian.trace()), [0.01])[0]),
+    )
 
 
 def test_slope_is_eq_9() -> None:
@@ -547,7 +559,9 @@ def test_curves_that_make_no_sense_are_refused(arguments, message) -> None:
 def test_eigenvalues_of_a_trained_network_are_those_of_its_dense_hessian(trained, dense_hessian) -> None:
     exact, exact_vectors = torch.linalg.eigh(dense_hessian)
     found = hessian_eigenvalues(trained, 6)
-    assert np.all(np.abs(np.array(found.values) - exact.flip(0)[:6].numpy()) <= np.array(found.errors) + 1e-12)
+    assert np.all(
+        np.abs(np.array(found.values) - exact.flip(0)[:6].numpy()) <= np.array(found.errors) + 1e-12
+    )
     assert max(found.errors) <= 1e-3 * found.values[0]
     assert found.products < 60
     assert abs(found.smallest.value - float(exact[0])) <= found.smallest.error + 1e-12
@@ -560,7 +574,9 @@ def test_eigenvalues_of_a_trained_network_are_those_of_its_dense_hessian(trained
 
 def test_eigenvalues_agree_with_scipys(trained) -> None:
     product = trained.hessian_product(trained.weights)
-    operator = LinearOperator(2 * (len(trained),), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float)
+    operator = LinearOperator(
+        2 * (len(trained),), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float
+    )
     start = np.random.default_rng(0).normal(size=len(trained))
     expected = eigsh(operator, k=4, which="LA", v0=start, return_eigenvectors=False)[::-1]
     found = hessian_eigenvalues(trained, 4, tolerance=1e-9)
@@ -614,7 +630,9 @@ def test_single_precision_finds_the_same_eigenvalues(digits, dense_hessian) -> N
         model.double()
     exact = torch.linalg.eigvalsh(dense_hessian).flip(0)
     assert found.values == pytest.approx(exact[:4].tolist(), rel=2e-3)
-    assert abs(trace.value - float(dense_hessian.trace())) < 4 * trace.error + 1e-3 * float(dense_hessian.trace())
+    assert abs(trace.value - float(dense_hessian.trace())) < 4 * trace.error + 1e-3 * float(
+        dense_hessian.trace()
+    )
 
 
 @pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
@@ -629,7 +647,9 @@ def test_traces_are_unbiased_and_their_errors_are_the_spread_over_seeds(method) 
     assert claimed == pytest.approx(spread, rel=0.3)
     assert {trace.products for trace in found} == {24}
     if method == "hutch++":
-        plain = np.std([hessian_trace(f, probes=24, method="hutchinson", seed=seed).value for seed in range(runs)])
+        plain = np.std(
+            [hessian_trace(f, probes=24, method="hutchinson", seed=seed).value for seed in range(runs)]
+        )
         assert spread < 0.2 * plain
 
 

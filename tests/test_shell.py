@@ -8,13 +8,23 @@ import sys
 import time
 from pathlib import Path
 
-from nb_lib import provenance
 from nb_lib.__main__ import main
-from nb_lib.runs import read_lines
+from nb_lib.lab import provenance
+from nb_lib.lab.store import read_lines
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--scale", "tiny", "--seeds", "1"]
-BARE = "plotly", "IPython", "ipywidgets", "papermill", "jupyter_core", "distributed", "jinja2", "curvlinops", "dask"
+BARE = (
+    "plotly",
+    "IPython",
+    "ipywidgets",
+    "papermill",
+    "jupyter_core",
+    "distributed",
+    "jinja2",
+    "curvlinops",
+    "dask",
+)
 
 
 def shell(*arguments, **environment):
@@ -36,7 +46,9 @@ def test_a_time_is_spent_on_what_is_missing_and_the_next_call_goes_on(tmp_path):
         assert call.stderr.startswith("there is no CUDA device: training on ")
         now = {path: path.stat().st_mtime_ns for path in store.glob("*.json")}
         assert done.items() <= now.items(), "what was done stays as it was"
-        total, trained, stored = map(int, re.search(r"(\d+) runs: (\d+) trained now, (\d+) were", call.stdout).groups())
+        total, trained, stored = map(
+            int, re.search(r"(\d+) runs: (\d+) trained now, (\d+) were", call.stdout).groups()
+        )
         assert (total, trained, stored) == (51, len(now) - len(done), len(done))
         done = now
     assert done
@@ -94,7 +106,9 @@ def test_everything_but_the_pages_works_on_a_machine_without_jupyter_git_or_dask
     records = read_lines(tmp_path / "merged.jsonl")
     assert sorted(record.run.network for record in records) == ["digits-mlp", *4 * ["smoothout-f1"]]
     assert {record.provenance["commit"] for record in records} == {"abc123"}
-    assert [bool(record.measures) for record in records] == [record.run.network == "digits-mlp" for record in records]
+    assert [bool(record.measures) for record in records] == [
+        record.run.network == "digits-mlp" for record in records
+    ]
 
 
 def test_the_gpus_tests_are_collected_there_and_skipped_with_the_reason(tmp_path):
@@ -129,7 +143,7 @@ def test_in_another_projects_repository_the_commit_is_not_that_projects(tmp_path
 
 
 def test_the_short_bench_runs(capsys, monkeypatch):
-    from nb_lib import bench_training
+    from benchmarks import trainings as bench_training
 
     monkeypatch.setitem(bench_training.PEAK_SIZE, "cpu", 256)
     chosen = [bench_training.Case("digits-mlp", 50, updates=3)]

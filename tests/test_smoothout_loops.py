@@ -40,7 +40,14 @@ def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     """Build layers whose sizes are multiples of 16, so that as one vector they are aligned as they are alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Linear(16, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 16)]
+        layers = [
+            nn.Linear(16, 32),
+            nn.ReLU(),
+            nn.BatchNorm1d(32),
+            nn.Linear(32, 32),
+            nn.Tanh(),
+            nn.Linear(32, 16),
+        ]
     return nn.Sequential(*layers).to(dtype)
 
 
@@ -150,7 +157,13 @@ def test_strength_zero_is_bitwise_ordinary_training(how, make_optimizer, kind):
     train(plain, make_optimizer(plain.parameters()), batches(8), decay=0.5)
     smooth, optimizer = SmoothOut(model, **{**KINDS[kind], "a": 0}), make_optimizer(model.parameters())
     with smooth.attach(optimizer) if how == "attach" else nullcontext():
-        train(model, optimizer, batches(8), decay=0.5, around=smooth.perturbed if how == "perturbed" else nullcontext)
+        train(
+            model,
+            optimizer,
+            batches(8),
+            decay=0.5,
+            around=smooth.perturbed if how == "perturbed" else nullcontext,
+        )
     assert equal(everything(model), everything(plain))
 
 
@@ -324,7 +337,12 @@ def test_a_skipped_step_without_an_evaluation_after_it_does_not_lose_the_clean_w
 @optimizers
 def test_a_step_with_a_closure_updates_the_clean_weights(make_optimizer):
     explicit, hooked = network(), network()
-    train(explicit, make_optimizer(explicit.parameters()), batches(5), around=SmoothOut(explicit, 0.05).perturbed)
+    train(
+        explicit,
+        make_optimizer(explicit.parameters()),
+        batches(5),
+        around=SmoothOut(explicit, 0.05).perturbed,
+    )
     optimizer = make_optimizer(hooked.parameters())
     SmoothOut(hooked, 0.05).attach(optimizer)
     for number, (x, y) in enumerate(batches(5)):
@@ -344,7 +362,11 @@ def test_a_step_with_a_closure_updates_the_clean_weights(make_optimizer):
 @pytest.mark.parametrize("as_context", [False, True])
 def test_closing_takes_every_hook_off_and_the_noise_with_them(attached, as_context):
     attached.hooks.close()
-    bare = {k: len(v) for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()] if "hooks" in k}
+    bare = {
+        k: len(v)
+        for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()]
+        if "hooks" in k
+    }
     if as_context:
         with attached.smooth.attach(attached.optimizer):
             attached.forward_and_backward()
@@ -353,7 +375,11 @@ def test_closing_takes_every_hook_off_and_the_noise_with_them(attached, as_conte
         attached.forward_and_backward()
         hooks.close()
     assert attached.is_clean()
-    now = {k: len(v) for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()] if "hooks" in k}
+    now = {
+        k: len(v)
+        for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()]
+        if "hooks" in k
+    }
     assert now == bare
     assert not any(n for name, n in now.items() if name != "_load_state_dict_post_hooks")
     attached.model(attached.x)
@@ -440,7 +466,12 @@ def test_saving_the_noise_does_not_disturb_it():
     for step in batches(6):
         smooth.state_dict()
         train(watched, OPTIMIZERS["sgd"](watched.parameters()), [step], around=smooth.perturbed)
-    train(unwatched, OPTIMIZERS["sgd"](unwatched.parameters()), batches(6), around=SmoothOut(unwatched, 0.05).perturbed)
+    train(
+        unwatched,
+        OPTIMIZERS["sgd"](unwatched.parameters()),
+        batches(6),
+        around=SmoothOut(unwatched, 0.05).perturbed,
+    )
     assert equal(everything(watched), everything(unwatched))
 
 
@@ -455,7 +486,9 @@ def test_the_optimizer_keeps_its_own_state_and_nothing_of_the_noise(make_optimiz
     theirs = plain_optimizer.state_dict()
     assert ours["param_groups"] == theirs["param_groups"]
     assert ours.keys() == theirs.keys()
-    assert {i: sorted(s) for i, s in ours["state"].items()} == {i: sorted(s) for i, s in theirs["state"].items()}
+    assert {i: sorted(s) for i, s in ours["state"].items()} == {
+        i: sorted(s) for i, s in theirs["state"].items()
+    }
     assert sum(t.numel() for s in ours["state"].values() for t in s.values() if isinstance(t, Tensor)) == sum(
         t.numel() for s in theirs["state"].values() for t in s.values() if isinstance(t, Tensor)
     )
@@ -467,7 +500,9 @@ def test_the_optimizer_keeps_its_own_state_and_nothing_of_the_noise(make_optimiz
 def one_rank(rank: int, folder: str) -> None:
     """Train one of two replicas, with data and noise of its own, and save where it ends."""
     rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(minutes=2))
+    dist.init_process_group(
+        "gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(minutes=2)
+    )
     try:
         ends = {}
         for how in ("perturbed", "attach", "wrapped first"):

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-from nb_lib import sweeps
 from nb_lib.errors import InputError
-from nb_lib.runs import Record, Run, RunStore
-from nb_lib.sweeps import sweep
-from nb_lib.training import Training, load_for, train, trained
+from nb_lib.lab import sweeps
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import RunStore
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.training import Training, load_for, train, trained
 
 SMALL = Run(train_size=250, batch_size=60, epochs=4)
 SEEDS = [replace(SMALL, seed=seed) for seed in range(5)]
@@ -29,9 +30,10 @@ BIG = replace(SMALL, network="ne-f1", epochs=2)  # 6 MB of weights
 
 PRELUDE = """
 import json, subprocess, sys
-from nb_lib.runs import Run, RunStore
-from nb_lib.sweeps import sweep
-from nb_lib.training import Training
+from nb_lib.lab.runs import Run
+from nb_lib.lab.store import RunStore
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.training import Training
 cases = json.loads(sys.argv[1])
 """
 
@@ -53,7 +55,9 @@ def norm(model, data):
     return {"norm": float(torch.cat([p.detach().flatten() for p in model.parameters()]).norm())}
 
 
-def test_a_budget_leaves_a_checkpoint_from_which_the_next_call_goes_on_as_if_never_stopped(clock, tmp_path, capsys):
+def test_a_budget_leaves_a_checkpoint_from_which_the_next_call_goes_on_as_if_never_stopped(
+    clock, tmp_path, capsys
+):
     long = replace(SMALL, epochs=10)
     runs = [SMALL, long, replace(long, seed=1)]
     stopped = tmp_path / "stopped"
@@ -97,7 +101,9 @@ def test_two_processes_train_no_run_twice_and_one_takes_over_what_a_killed_one_w
     def trained_now(process):
         closing_line, done = process.stdout.readline(), process.stdout.readline()
         assert done == "done\n"
-        return int(re.fullmatch(r"20 runs: (\d+) trained now, \d+ were stored; 20 finished.\n", closing_line)[1])
+        return int(
+            re.fullmatch(r"20 runs: (\d+) trained now, \d+ were stored; 20 finished.\n", closing_line)[1]
+        )
 
     with python(SWEEPS, TWENTY) as killed, python(SWEEPS, TWENTY) as other:
         assert [process.stdout.readline() for process in (killed, other)] == ["ready\n"] * 2
@@ -117,7 +123,9 @@ def test_two_processes_train_no_run_twice_and_one_takes_over_what_a_killed_one_w
         assert {record.run for record in inherited} == set(TWENTY)
 
 
-def test_a_run_that_another_process_holds_is_left_to_it_and_taken_when_it_lets_go(tmp_path, monkeypatch, capsys):
+def test_a_run_that_another_process_holds_is_left_to_it_and_taken_when_it_lets_go(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(sweeps, "_POLL", 0.05)
     store, held, free = RunStore(tmp_path), SEEDS[0], SEEDS[1]
     (tmp_path / ".locks").mkdir()
@@ -214,7 +222,9 @@ def test_a_run_too_large_for_the_memory_is_left_and_the_others_are_trained(tmp_p
     assert [record.run for record in sweep([*large, *SEEDS], tmp_path, device="cpu")] == SEEDS
     captured = capsys.readouterr()
     assert "8 runs: 5 trained now, 0 were stored, 3 left (3 too large); 5 finished." in captured.out
-    assert captured.err.count(f"{large[0].label}: does not fit into the memory of the device; it is left.") == 3
+    assert (
+        captured.err.count(f"{large[0].label}: does not fit into the memory of the device; it is left.") == 3
+    )
 
 
 def test_a_diverging_run_is_recorded_once_and_stops_no_other(tmp_path, capsys):
@@ -253,7 +263,9 @@ def test_a_full_disk_is_one_clear_sentence_and_with_space_the_same_call_complete
     with python(FULL_DISK, [(str(tmp_path), *disk[:3]) for disk in disks], before=mount[:2]) as process:
         for _, runs, _, fit in disks:
             (said, *before), (then_said, *after) = (json.loads(process.stdout.readline()) for _ in range(2))
-            assert re.fullmatch(rf"InputError: cannot write {tmp_path}/\S+: No space left on device; free .*\.", said)
+            assert re.fullmatch(
+                rf"InputError: cannot write {tmp_path}/\S+: No space left on device; free .*\.", said
+            )
             assert len(before) == fit
             assert then_said == ""
             assert set(before) <= set(after)
@@ -276,7 +288,9 @@ def test_weights_and_measures_are_those_of_each_network_also_side_by_side(tmp_pa
 
 def test_missing_and_damaged_weights_are_named_in_one_sentence(tmp_path):
     store, data = RunStore(tmp_path), load_for(SMALL)
-    with pytest.raises(InputError, match=rf"^no weights of run {SMALL.key} in .*: train it with keep_weights\.$"):
+    with pytest.raises(
+        InputError, match=rf"^no weights of run {SMALL.key} in .*: train it with keep_weights\.$"
+    ):
         trained(SMALL, store, data)
     sweep([SMALL], store, keep_weights=True)
     path = store.weights(SMALL)
@@ -288,7 +302,14 @@ def test_missing_and_damaged_weights_are_named_in_one_sentence(tmp_path):
 
 def test_a_record_that_lacks_what_is_asked_for_is_made_again(tmp_path, capsys):
     store = RunStore(tmp_path)
-    for asked in ({}, {}, {"measure": norm}, {"measure": norm}, {"keep_weights": True}, {"keep_weights": True}):
+    for asked in (
+        {},
+        {},
+        {"measure": norm},
+        {"measure": norm},
+        {"keep_weights": True},
+        {"keep_weights": True},
+    ):
         sweep(SEEDS[:2], store, **asked)
     store.weights(SMALL).unlink()
     sweep(SEEDS[:2], store, keep_weights=True)

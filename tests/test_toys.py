@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from nb_lib.lab.names import DISTRIBUTIONS
 from nb_lib import toys
 from nb_lib.errors import InputError
 
 T1, T2, T3, T4 = toys.two_wells(), toys.bowl_with_dip(), toys.ripples(), toys.two_wells_2d()
-MIXED = toys.Landscape((0.3,), (toys.Dip(0.7, (0.4,), (0.2,)), toys.Dip(-0.2, (-1.0,), (0.4,))), 0.3, 5.0, 0.25)
+MIXED = toys.Landscape(
+    (0.3,), (toys.Dip(0.7, (0.4,), (0.2,)), toys.Dip(-0.2, (-1.0,), (0.4,))), 0.3, 5.0, 0.25
+)
 MIXED_2D = toys.Landscape((0.3, 1.1), (toys.Dip(0.7, (0.4, -0.3), (0.2, 0.5)),), 0.3, 5.0, 0.25)
 LOSSES_1D = {"T1": T1, "T2": T2, "T3": T3, "quadratic": toys.quadratic(1.7), "mixed": MIXED}
 LOSSES_2D = {"T4": T4, "quadratic": toys.quadratic(1.7, 0.2), "mixed": MIXED_2D}
@@ -30,10 +33,14 @@ def nodes(a: float, noise: str) -> tuple[np.ndarray, np.ndarray]:
     """θ and weights of E over one coordinate: Gauss-Legendre on panels, for normal noise times its density."""
     x, v = np.polynomial.legendre.leggauss(16)
     reach = a if noise == "uniform" else 8.5 * a
-    edges = np.linspace(-reach, reach, 9 + int(2 * reach / 0.15))  # panels of up to three widths of the narrowest dip
+    edges = np.linspace(
+        -reach, reach, 9 + int(2 * reach / 0.15)
+    )  # panels of up to three widths of the narrowest dip
     half = np.diff(edges)[:, None] / 2
     theta, weight = (edges[:-1, None] + half + half * x).ravel(), (half * v).ravel()
-    return theta, weight * (np.full_like(theta, 0.5 / a) if noise == "uniform" else stats.norm.pdf(theta, scale=a))
+    return theta, weight * (
+        np.full_like(theta, 0.5 / a) if noise == "uniform" else stats.norm.pdf(theta, scale=a)
+    )
 
 
 def formula(loss, *x: np.ndarray) -> np.ndarray:
@@ -42,7 +49,9 @@ def formula(loss, *x: np.ndarray) -> np.ndarray:
     for i, k in enumerate(loss.curvatures):
         total = total + k * x[i] ** 2 / 2 + loss.amplitude * (1 - np.cos(loss.frequency * x[i]))
     for depth, center, width in loss.dips:
-        total = total - depth * np.exp(-sum(((x[i] - center[i]) / width[i]) ** 2 for i in range(loss.dim)) / 2)
+        total = total - depth * np.exp(
+            -sum(((x[i] - center[i]) / width[i]) ** 2 for i in range(loss.dim)) / 2
+        )
     return total
 
 
@@ -64,7 +73,7 @@ def test_the_loss_is_its_formula(loss) -> None:
     assert loss(w, 0.0, "normal") == pytest.approx(loss(w), abs=0)
 
 
-@pytest.mark.parametrize("noise", toys.NOISES)
+@pytest.mark.parametrize("noise", DISTRIBUTIONS)
 @pytest.mark.parametrize("a", [0.004, 0.06, 0.3, 1.3])
 @pytest.mark.parametrize("loss", ALL, ids=IDS)
 def test_the_smoothed_loss_is_the_expectation(loss, a, noise) -> None:
@@ -78,11 +87,13 @@ def test_the_smoothed_loss_agrees_with_scipys_quadrature(a) -> None:
     for w in (-1.0, -0.8):  # SmoothOut eq. 14
         value, _ = integrate.quad(partial(formula, T1), w - a, w + a, points=[-1.0], epsabs=1e-11)
         assert T1(w, a) == pytest.approx(value / (2 * a), abs=1e-9)
-    value, _ = integrate.dblquad(lambda y, x: formula(T4, x, y), -1 - a, -1 + a, -0.5 - a, -0.5 + a, epsabs=1e-9)
+    value, _ = integrate.dblquad(
+        lambda y, x: formula(T4, x, y), -1 - a, -1 + a, -0.5 - a, -0.5 + a, epsabs=1e-9
+    )
     assert T4((-1.0, -0.5), a) == pytest.approx(value / (4 * a**2), abs=1e-7)
 
 
-@pytest.mark.parametrize("noise", toys.NOISES)
+@pytest.mark.parametrize("noise", DISTRIBUTIONS)
 @pytest.mark.parametrize("a", [0.0, 0.004, 0.06, 0.3])
 @pytest.mark.parametrize("loss", ALL, ids=IDS)
 def test_gradient_and_curvature_are_those_of_the_smoothed_loss(loss, a, noise) -> None:
@@ -95,7 +106,9 @@ def test_gradient_and_curvature_are_those_of_the_smoothed_loss(loss, a, noise) -
     steps = [h] if loss.dim == 1 else [np.array([h, 0]), np.array([0, h])]
     gradient = np.stack([difference(partial(loss, a=a, noise=noise), step) for step in steps], axis=-1)
     np.testing.assert_allclose(loss.gradient(w, a, noise).reshape(gradient.shape), gradient, atol=1e-6)
-    hessian = np.stack([difference(partial(loss.gradient, a=a, noise=noise), step) for step in steps], axis=-1)
+    hessian = np.stack(
+        [difference(partial(loss.gradient, a=a, noise=noise), step) for step in steps], axis=-1
+    )
     curvature = loss.curvature(w, a, noise)
     assert curvature.shape == w.shape + (() if loss.dim == 1 else (2,))
     np.testing.assert_allclose(curvature.reshape(hessian.shape), hessian, atol=2e-4)
@@ -110,8 +123,12 @@ def test_the_gradient_is_smoothouts_equation_15(a) -> None:
     for loss in LOSSES_2D.values():
         for w in POINTS_2D:
             faces = [
-                weight @ (formula(loss, w[0] + a, w[1] + theta) - formula(loss, w[0] - a, w[1] + theta)) / (2 * a),
-                weight @ (formula(loss, w[0] + theta, w[1] + a) - formula(loss, w[0] + theta, w[1] - a)) / (2 * a),
+                weight
+                @ (formula(loss, w[0] + a, w[1] + theta) - formula(loss, w[0] - a, w[1] + theta))
+                / (2 * a),
+                weight
+                @ (formula(loss, w[0] + theta, w[1] + a) - formula(loss, w[0] + theta, w[1] - a))
+                / (2 * a),
             ]
             np.testing.assert_allclose(loss.gradient(w, a), faces, atol=1e-11 / a)
 
@@ -122,7 +139,7 @@ def test_the_gradient_under_normal_noise_is_the_correlation_with_it() -> None:
     np.testing.assert_allclose(T1.gradient(POINTS, 0.2, "normal"), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("noise", toys.NOISES)
+@pytest.mark.parametrize("noise", DISTRIBUTIONS)
 @pytest.mark.parametrize("loss", ALL, ids=IDS)
 def test_ever_weaker_noise_leads_back_to_the_loss(loss, noise) -> None:
     w = points(loss)
@@ -132,7 +149,7 @@ def test_ever_weaker_noise_leads_back_to_the_loss(loss, noise) -> None:
         np.testing.assert_allclose(loss.curvature(w, a, noise), loss.curvature(w), atol=1e-6)
 
 
-@pytest.mark.parametrize("noise", toys.NOISES)
+@pytest.mark.parametrize("noise", DISTRIBUTIONS)
 @pytest.mark.parametrize("order", ["__call__", "gradient", "curvature"])
 def test_the_closed_forms_do_not_jump_where_their_expression_changes(order, noise) -> None:
     change = 0.1 * 0.05  # a tenth of the width of T2's dip
@@ -233,7 +250,9 @@ def test_the_inverted_ripple_has_a_maximum_where_the_loss_is_least() -> None:
     convex = math.sqrt(2 * math.log(144)) / 12
     w = np.linspace(-3, 3, 2001)
     assert convex == pytest.approx(0.2627, abs=5e-5)
-    assert T3.curvature(w, 1.001 * convex, "normal").min() > 0 > T3.curvature(w, 0.999 * convex, "normal").min()
+    assert (
+        T3.curvature(w, 1.001 * convex, "normal").min() > 0 > T3.curvature(w, 0.999 * convex, "normal").min()
+    )
 
 
 T4_TABLE = [
@@ -266,7 +285,7 @@ def test_levels_in_two_dimensions_cross(noise, a) -> None:
 # ------------------------------------------------------------------------------------------------ theorems
 
 
-@pytest.mark.parametrize("noise", toys.NOISES)
+@pytest.mark.parametrize("noise", DISTRIBUTIONS)
 @pytest.mark.parametrize("a", [0.01, 0.1, 0.3, 0.9])
 def test_theorem_1_a_symmetric_loss_stays_stationary(a, noise) -> None:
     rng = np.random.default_rng(1)

@@ -15,14 +15,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nb_lib import networks
-from nb_lib.data import Data, Split, epoch_indices
 from nb_lib.errors import InputError
+from nb_lib.lab import networks
+from nb_lib.lab.data import Data, Split, epoch_indices
+from nb_lib.lab.runs import Run
+from nb_lib.lab.store import RunStore
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.training import Training, _seed, load_for, side_by_side, train
 from nb_lib.noise_enhancement import covariance_factor
-from nb_lib.runs import Run, RunStore
 from nb_lib.smoothout import SmoothOut
-from nb_lib.sweeps import sweep
-from nb_lib.training import Training, _seed, load_for, side_by_side, train
 
 SMALL = Run(train_size=250, batch_size=60, epochs=4)  # five updates an epoch, the last of 10 samples
 
@@ -91,7 +92,8 @@ def test_a_smoothout_run_is_algorithm_1():
             clean = [p.detach().clone() for p in model.parameters()]
             with smooth.perturbed():
                 gradients = torch.autograd.grad(
-                    F.cross_entropy(model(data.train.x[index[0]]), data.train.y[index[0]]), list(model.parameters())
+                    F.cross_entropy(model(data.train.x[index[0]]), data.train.y[index[0]]),
+                    list(model.parameters()),
                 )
             with torch.no_grad():
                 for p, w, g in zip(model.parameters(), clean, gradients, strict=True):
@@ -115,7 +117,9 @@ def test_noise_per_ghost_batch_averages_over_as_many_draws_and_keeps_the_mean_gr
 @pytest.mark.parametrize("noisy", [True, False])
 def test_parts_are_cut_as_in_the_authors_code(noisy, streams):
     """Their loop: each batch into B // size chunks, a forward and backward pass of its own for each."""
-    run = Run(network="smoothout-f1", train_size=250, batch_size=60, ghost_batch=16, noise_batch=16, cutting="even")
+    run = Run(
+        network="smoothout-f1", train_size=250, batch_size=60, ghost_batch=16, noise_batch=16, cutting="even"
+    )
     run = replace(run, a=0.1 * noisy, alpha=float(streams))
     training = Training([run], load_for(run))
     sizes = []  # of what is normalized together, by the first layer
@@ -223,9 +227,13 @@ def test_a_checkpoint_of_another_kind_of_device_is_refused_in_one_sentence():
     training = Training([SMALL], load_for(SMALL))
     state = training.state_dict()
     assert state["device"] == "cpu"
-    with pytest.raises(InputError, match="made with device 'cuda', whose random numbers 'cpu' cannot go on with"):
+    with pytest.raises(
+        InputError, match="made with device 'cuda', whose random numbers 'cpu' cannot go on with"
+    ):
         training.load_state_dict({**state, "device": "cuda"})
-    training.load_state_dict({name: value for name, value in state.items() if name != "device"})  # an older one
+    training.load_state_dict(
+        {name: value for name, value in state.items() if name != "device"}
+    )  # an older one
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
@@ -278,7 +286,9 @@ def test_runs_end_as_out_of_epochs_finished_or_diverged(capsys):
 
 
 def test_learning_rates_follow_the_epoch_schedule_and_the_batch_scaling():
-    run = replace(SMALL, train_size=800, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15)
+    run = replace(
+        SMALL, train_size=800, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15
+    )
     rates = [point["lr"] for point in train(run, progress=False).curve]
     assert rates == pytest.approx([0.2, 0.02, 0.02, 1.0])
     assert replace(run, lr_scaling="linear").scaled_lr_steps[0] == (0, pytest.approx(0.4))
@@ -336,7 +346,9 @@ def test_images_of_several_channels_lie_channels_last_and_have_the_same_gradient
 def test_testing_does_not_outweigh_training(monkeypatch):
     looks = []
     evaluate = Training.evaluate
-    monkeypatch.setattr(Training, "evaluate", lambda self, split: looks.append(len(split)) or evaluate(self, split))
+    monkeypatch.setattr(
+        Training, "evaluate", lambda self, split: looks.append(len(split)) or evaluate(self, split)
+    )
     record = train(replace(SMALL, epochs=8), progress=False)  # 250 training images, twice as many test images
     tests = len(load_for(SMALL).test)
     assert round(tests / 250) == 2
@@ -430,7 +442,7 @@ def test_a_training_that_its_pace_says_will_not_end_stops_after_three_epochs(tmp
     """With 60 epochs expected at a second each, 40 seconds are too few and 60 are enough; also where it resumed."""
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("nb_lib.training.time", fake)
+    monkeypatch.setattr("nb_lib.lab.training.time", fake)
 
     def batches(self, original=Training._batches):
         clock.now += 1
@@ -444,7 +456,9 @@ def test_a_training_that_its_pace_says_will_not_end_stops_after_three_epochs(tmp
             checkpoint=path, progress=False, until=clock.now + 40, expected=60
         ) == []  # fmt: skip
         assert clock.now == epochs
-    [record] = Training([run], load_for(run)).finish(checkpoint=path, progress=False, until=clock.now + 60, expected=60)
+    [record] = Training([run], load_for(run)).finish(
+        checkpoint=path, progress=False, until=clock.now + 60, expected=60
+    )
     assert (clock.now, record.epochs) == (60, 60)
     assert not path.exists()
 
@@ -473,8 +487,8 @@ def test_a_sweep_trains_what_is_missing_and_returns_all_in_order(tmp_path, capsy
 
 LOOP = """
 import sys
-from nb_lib.runs import Run
-from nb_lib.sweeps import sweep
+from nb_lib.lab.runs import Run
+from nb_lib.lab.sweeps import sweep
 runs = [Run(train_size=250, batch_size=25 + k, epochs=30) for k in range(20)]
 sweep(runs, sys.argv[1], progress=False)
 """

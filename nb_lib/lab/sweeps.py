@@ -31,19 +31,24 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
 
-from nb_lib.data import Data, data_root, image_shape
-from nb_lib.device import hidden, let_go, pick_device
 from nb_lib.errors import InputError
-from nb_lib.forecast import Forecast
-from nb_lib.networks import convolutional, parameter_count
-from nb_lib.provenance import device_name
-from nb_lib.runs import Record, Run, RunStore, merge
-from nb_lib.training import Training, checkpointed, load_for, side_by_side
+from nb_lib.lab.data import Data, data_root
+from nb_lib.lab.device import hidden, let_go, pick_device
+from nb_lib.lab.forecast import Forecast
+from nb_lib.lab.names import image_shape
+from nb_lib.lab.networks import convolutional, parameter_count
+from nb_lib.lab.provenance import device_name
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import RunStore, merge
+from nb_lib.lab.training import Training, checkpointed, load_for, side_by_side
 
 Measure = Callable[[nn.Module, Data], dict[str, float]]
 Watch = Callable[[str], object]
 _POLL = 0.5  # seconds between looks at runs that another process trains
-_WEIGHTS_AT_ONCE = {"cpu": 300_000, "cuda": 32_000_000}  # more side by side are not faster: caches, memory traffic
+_WEIGHTS_AT_ONCE = {
+    "cpu": 300_000,
+    "cuda": 32_000_000,
+}  # more side by side are not faster: caches, memory traffic
 _FEW_SAMPLES = 512  # in a pass of a dense network: a GPU waits for the host
 
 
@@ -152,7 +157,9 @@ class _Ended:
     busy: bool = False  # somebody else is at some of them
     out_of_time: bool = False
     in_vain: bool = False  # it would not end in time
-    measured: list[tuple[Run, int, float]] = field(default_factory=list)  # networks side by side, seconds an epoch
+    measured: list[tuple[Run, int, float]] = field(
+        default_factory=list
+    )  # networks side by side, seconds an epoch
 
     def add(self, other: "_Ended") -> None:
         self.records += other.records
@@ -260,10 +267,14 @@ class _Task:
     def _in_halves(self, group: list[Run], watch: Watch | None, expected: float) -> _Ended:
         """Out of memory: fewer networks at once, if there is more than one."""
         if len(group) == 1:
-            tqdm.write(f"{group[0].label}: does not fit into the memory of the device; it is left.", file=sys.stderr)
+            tqdm.write(
+                f"{group[0].label}: does not fit into the memory of the device; it is left.", file=sys.stderr
+            )
             return _Ended(too_large=group)
         half = (len(group) + 1) // 2
-        tqdm.write(f"{group[0].label}: {len(group)} networks at once do not fit; {half} at once.", file=sys.stderr)
+        tqdm.write(
+            f"{group[0].label}: {len(group)} networks at once do not fit; {half} at once.", file=sys.stderr
+        )
         ended = self._train(group[:half], watch, expected)
         ended.add(self._train(group[half:], watch, expected))
         return ended
@@ -314,7 +325,9 @@ class _Task:
 _ONE_AT_A_TIME = threading.Lock()  # of a worker's threads: torch's global generators are one a process
 
 
-def _train_missing(runs: list[Run], task: _Task, workers: Any, bar: "tqdm[Any]", stored: Callable[[], None]) -> _Ended:
+def _train_missing(
+    runs: list[Run], task: _Task, workers: Any, bar: "tqdm[Any]", stored: Callable[[], None]
+) -> _Ended:
     """Go round until nothing is missing that could be had: what another process has claimed, it may yet lose."""
     ended = _Ended()
     while True:
@@ -337,7 +350,9 @@ def _train_missing(runs: list[Run], task: _Task, workers: Any, bar: "tqdm[Any]",
         if this_round == _Ended(busy=True):
             time.sleep(_POLL)
         elif this_round == _Ended() and all(task.lacks(run) for run in missing):
-            raise InputError(f"the workers do not see the store {task.store.folder}: name a folder that all share.")
+            raise InputError(
+                f"the workers do not see the store {task.store.folder}: name a folder that all share."
+            )
 
 
 @contextmanager
@@ -429,7 +444,9 @@ def _there(client: Any, task: _Task, groups: list[list[Run]], bar: "tqdm[Any]") 
         try:
             yield future.result()
         except KilledWorker:
-            tqdm.write(f"{futures[future][0].label}: several workers were lost over it; it is left.", file=sys.stderr)
+            tqdm.write(
+                f"{futures[future][0].label}: several workers were lost over it; it is left.", file=sys.stderr
+            )
             yield _Ended(lost=futures[future])
 
 
@@ -445,7 +462,15 @@ _loaded: dict[tuple[object, ...], Data] = {}
 
 def _data(run: Run, device: str, root: str | None, download: bool) -> Data:
     """The run's data; only the last ones stay in memory."""
-    source = (run.dataset, run.train_size, run.valid_size, run.split_seed, run.inputs, device, data_root(root))
+    source = (
+        run.dataset,
+        run.train_size,
+        run.valid_size,
+        run.split_seed,
+        run.inputs,
+        device,
+        data_root(root),
+    )
     if source not in _loaded:
         _loaded.clear()
         _loaded[source] = load_for(run, device=device, root=root, download=download)
@@ -462,12 +487,17 @@ def out_of_memory(error: BaseException | None) -> bool:
         "ALLOC_FAILED",
         "unable to find an engine to execute this computation",
     )
-    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in said
+    )
     return short or out_of_memory(error.__context__)
 
 
 def account(
-    named: Mapping[str, Sequence[Run]], records: Sequence[Record], now: Sequence[Record], had: Iterable[Run] = ()
+    named: Mapping[str, Sequence[Run]],
+    records: Sequence[Record],
+    now: Sequence[Record],
+    had: Iterable[Run] = (),
 ) -> str:
     """A table of what came of named experiments; a run that is part of several counts in each.
 
@@ -524,4 +554,8 @@ def _account(runs: list[Run], records: list[Record], ended: _Ended, elsewhere: i
         parts.append(f"{left} left ({', '.join(why)})")
     statuses = Counter(record.status for record in records)
     endings = ", ".join(f"{n} {status}" for status, n in statuses.items())
-    return f"{len(runs)} runs: {', '.join(parts)}; {endings}." if endings else f"{len(runs)} runs: {', '.join(parts)}."
+    return (
+        f"{len(runs)} runs: {', '.join(parts)}; {endings}."
+        if endings
+        else f"{len(runs)} runs: {', '.join(parts)}."
+    )

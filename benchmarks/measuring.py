@@ -1,6 +1,6 @@
 """What measuring a network costs beside other ways to do it: ratios of times, and the values both reach.
 
-As in `nb_lib.bench` the ways take turns within one run. A surface costs the same at each of its points, so a few
+As in `benchmarks.steps` the ways take turns within one run. A surface costs the same at each of its points, so a few
 points are timed. A search for the worst loss in a box costs what it takes to come as high as scipy's: it is timed
 until then, on SmoothOut's F1 trained with a small and with a large batch.
 """
@@ -18,21 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nb_lib.data import Data, Split, load
 from nb_lib.errors import InputError
+from nb_lib.lab.data import Data, Split, load
+from nb_lib.lab.networks import build
+from nb_lib.lab.runs import Run
+from nb_lib.lab.training import Training
 from nb_lib.landscape import filter_normalized_direction, loss_surface
-from nb_lib.networks import build
 from nb_lib.objective import Objective, Value
 from nb_lib.papers import protocol
-from nb_lib.runs import Run
 from nb_lib.sharpness import BoxSharpness, box_sharpness
-from nb_lib.training import Training
 
 POINTS = 3  # of the 51 along each side of a surface
 SMALL_AND_LARGE = (256, 6000)  # SmoothOut's batch sizes
 
 
-def bench_measures(device: torch.device, *, images: int = 10_000, epochs: int = 20, rounds: int = 3) -> pd.DataFrame:
+def bench_measures(
+    device: torch.device, *, images: int = 10_000, epochs: int = 20, rounds: int = 3
+) -> pd.DataFrame:
     """Time a filter-normalized surface of NE's F1 and the box sharpness of SmoothOut's against the usual ways.
 
     Fashion-MNIST and MNIST are used if they are on this machine, else random images of their size.
@@ -114,13 +116,17 @@ def _surfaces(model: nn.Module, objective: Objective, rounds: int) -> list[dict[
             "what": f"surface, {POINTS} × {POINTS} of 51 × 51 points: ours ÷ {name}",
             "ratio": float(np.median(np.array(times["ours"]) / times[name])),
             "ours": values["ours"],
-            "theirs": values[name] if name == "naive loop" else None,  # the other tool draws its own directions
+            "theirs": values[name]
+            if name == "naive loop"
+            else None,  # the other tool draws its own directions
         }
         for name in ways
     ]
 
 
-def _naive_surface(model: nn.Module, objective: Objective, directions: tuple[Tensor, ...], line: np.ndarray) -> float:
+def _naive_surface(
+    model: nn.Module, objective: Objective, directions: tuple[Tensor, ...], line: np.ndarray
+) -> float:
     """What one writes first: set each parameter, a pass through a DataLoader, put each back; the highest loss."""
     named = dict(model.named_parameters())
     parameters = [named[name] for name in objective.flat.names]
@@ -145,11 +151,16 @@ def _their_surface(model: nn.Module, objective: Objective) -> float:
     import loss_landscapes
     from loss_landscapes.metrics import Loss
 
-    metric, model = Loss(nn.CrossEntropyLoss(), objective.x, objective.y), deepcopy(model)  # it moves the weights
+    metric, model = (
+        Loss(nn.CrossEntropyLoss(), objective.x, objective.y),
+        deepcopy(model),
+    )  # it moves the weights
     with torch.no_grad():
         for p in model.parameters():  # it divides by the norm of each filter, biases too
             p.add_(1e-12 * (p == 0))
-    return float(loss_landscapes.random_plane(model, metric, distance=1, steps=POINTS, normalization="filter").max())
+    return float(
+        loss_landscapes.random_plane(model, metric, distance=1, steps=POINTS, normalization="filter").max()
+    )
 
 
 class _Watched(Objective):
@@ -182,7 +193,10 @@ def _box(batch_size: int, data: Data, epochs: int, rounds: int) -> dict[str, obj
     batch_size = min(batch_size, len(data.train))
     objective = _Watched(_smoothouts(batch_size, data, epochs), data.train.x, data.train.y)
     ratios, ours, theirs = zip(*(_as_high(objective) for _ in range(rounds)), strict=True)
-    ratio, what = float(np.median(ratios)), f"box sharpness, SmoothOut's F1, B = {batch_size}: ours ÷ scipy's L-BFGS-B"
+    ratio, what = (
+        float(np.median(ratios)),
+        f"box sharpness, SmoothOut's F1, B = {batch_size}: ours ÷ scipy's L-BFGS-B",
+    )
     if torch.equal(theirs[0].highest, objective.weights):
         ratio, what = math.nan, f"{what}; scipy does not leave w*"
     elif math.isnan(ratio):

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError, known
+from nb_lib.lab.names import SELECTIONS
 
 NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-KINDS = ("weight", "bias", "norm")
-#: What each named selection takes in: the kinds nest, so each is a prefix of one common layout.
-SELECTIONS = {"weights": ("weight",), "no-norm": ("weight", "bias"), "all": KINDS}
 
 Selection = str | Callable[[str, nn.Parameter], bool]
 
@@ -73,7 +71,9 @@ class FlatParameters:
         everything = _layout(model)
         chosen = [entry for entry in everything if _selects(include, entry)]
         if not chosen:
-            raise InputError(f"the selection {include!r} takes in no trainable parameter of {type(model).__name__}.")
+            raise InputError(
+                f"the selection {include!r} takes in no trainable parameter of {type(model).__name__}."
+            )
         self.names = [e.name for e in chosen]
         self.parameters = parameters = [e.parameter for e in chosen]
         rest = [e.parameter for e in everything if e.name not in self.names]
@@ -85,7 +85,9 @@ class FlatParameters:
         self.work.set_(first.untyped_storage(), first.storage_offset(), (n,))  # type: ignore[call-overload]
         self.clean = self.work.clone()
         self._shapes = _merge_rows(chosen)
-        self._homes = [(e.owner._parameters, e.name.rpartition(".")[2], e.parameter.data_ptr()) for e in chosen]
+        self._homes = [
+            (e.owner._parameters, e.name.rpartition(".")[2], e.parameter.data_ptr()) for e in chosen
+        ]
 
     def __len__(self) -> int:
         return self.work.numel()
@@ -151,8 +153,10 @@ def _layout(model: nn.Module) -> list[_Entry]:
             owner = model.get_submodule(name.rpartition(".")[0])
             entries.append(_Entry(name, owner, p, kind(owner, name, p), row_width(owner, p)))
     if len({(e.parameter.dtype, e.parameter.device) for e in entries}) > 1:
-        raise InputError("the parameters differ in type or device: move the whole model to one of each first.")
-    return sorted(entries, key=lambda e: (KINDS.index(e.kind), e.width))
+        raise InputError(
+            "the parameters differ in type or device: move the whole model to one of each first."
+        )
+    return sorted(entries, key=lambda e: (SELECTIONS["all"].index(e.kind), e.width))
 
 
 def _selects(include: Selection, entry: _Entry) -> bool:
@@ -176,7 +180,9 @@ def _gather(parameters: list[nn.Parameter]) -> None:
     """Move the parameters, in order, into one new vector; the only time their memory changes."""
     vector = torch.cat([p.reshape(-1) for p in parameters])
     for p, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
-        p.data = part.view(p.shape)  # as model.to() does; set_() would cut DistributedDataParallel's gradient hooks off
+        p.data = part.view(
+            p.shape
+        )  # as model.to() does; set_() would cut DistributedDataParallel's gradient hooks off
 
 
 def _merge_rows(entries: list[_Entry]) -> list[tuple[int, int]]:

@@ -2,25 +2,27 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from nb_lib import sketches
-from nb_lib.figures import COLORS
+from nb_lib.page import figures
+from nb_lib.page.figures import COLORS
 
 
 @pytest.fixture
 def figure():
-    return sketches.axes(("w", "loss"), (-1, 1), (0, 2))
+    return figures.axes(("w", "loss"), (-1, 1), (0, 2))
 
 
 def test_axes(figure):
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("w", "loss")
     assert (figure.layout.xaxis.range, figure.layout.yaxis.range) == ((-1, 1), (0, 2))
-    assert sketches.axes(("w", "loss")).layout.xaxis.range is None
+    assert figures.axes(("w", "loss")).layout.xaxis.range is None
 
 
 def test_a_method_has_its_color_and_lines_of_one_color_differ(figure):
     x = np.arange(3)
-    sketches.add_lines(figure, x, {"NE, α = 2": x, "SmoothOut": x, "SmoothOut, twice": 2 * x, "loss": x, "L̄": x})
-    sketches.add_lines(figure, x, {"NE again": x})
+    figures.add_lines(
+        figure, x, {"NE, α = 2": x, "SmoothOut": x, "SmoothOut, twice": 2 * x, "loss": x, "L̄": x}
+    )
+    figures.add_lines(figure, x, {"NE again": x})
     assert [trace.line.color for trace in figure.data] == [
         COLORS["NE"], COLORS["SmoothOut"], COLORS["SmoothOut"], None, None, COLORS["NE"],
     ]  # fmt: skip
@@ -30,27 +32,27 @@ def test_a_method_has_its_color_and_lines_of_one_color_differ(figure):
 
 def test_a_histogram_counts_every_finite_value(figure):
     values = np.array([0.1, 0.2, 0.7, 5.0, np.nan, np.inf])  # one beyond the last edge, two nowhere
-    (trace,) = sketches.add_histogram(figure, values, np.array([0, 0.5, 1]), "SGD").data
+    (trace,) = figures.add_histogram(figure, values, np.array([0, 0.5, 1]), "SGD").data
     np.testing.assert_allclose(trace.x, [0, 0.5, 0.5, 1])
     np.testing.assert_allclose(trace.y, [0.5, 0.5, 0.25, 0.25])
-    empty = sketches.add_histogram(go.Figure(), np.array([np.nan]), np.array([0, 1]), "SGD").data[0]
+    empty = figures.add_histogram(go.Figure(), np.array([np.nan]), np.array([0, 1]), "SGD").data[0]
     np.testing.assert_allclose(empty.y, [0, 0])
 
 
 def test_ellipse_is_the_level_line_of_a_normal_cloud():
     covariance = np.array([[2.0, 0.6], [0.6, 0.5]])
-    curve = sketches.ellipse(covariance, (3, -1), 2) - (3, -1)
+    curve = figures.ellipse(covariance, (3, -1), 2) - (3, -1)
     np.testing.assert_allclose(np.einsum("ni,ij,nj->n", curve, np.linalg.inv(covariance), curve), 4)
-    np.testing.assert_allclose(sketches.ellipse(np.zeros((2, 2))), 0, atol=1e-12)
+    np.testing.assert_allclose(figures.ellipse(np.zeros((2, 2))), 0, atol=1e-12)
 
 
 def test_points_paths_and_contours(figure):
     path = np.array([[0, 0], [1, 1], [2, 0.5]])
-    sketches.add_path(figure, path, "NE path")
-    sketches.add_points(figure, [0], [1], "flat minimum", symbol="circle", error=np.array([0.1]))
-    sketches.add_cloud(figure, path, "SGD gradients")
-    sketches.add_contours(figure, np.arange(3), np.arange(2), np.arange(6).reshape(2, 3))
-    sketches.add_bars(figure, ["sharp", "flat"], [0.3, 0.7], "SmoothOut")
+    figures.add_path(figure, path, "NE path")
+    figures.add_points(figure, [0], [1], "flat minimum", symbol="circle", error=np.array([0.1]))
+    figures.add_cloud(figure, path, "SGD gradients")
+    figures.add_contours(figure, np.arange(3), np.arange(2), np.arange(6).reshape(2, 3))
+    figures.add_bars(figure, ["sharp", "flat"], [0.3, 0.7], "SmoothOut")
     way, points, cloud, contours, bars = figure.data
     assert list(way.marker.size) == [3, 3, 12]
     assert list(points.error_y.array) == [0.1]

@@ -38,7 +38,12 @@ plotly.io.templates["nb"] = go.layout.Template(
         "modebar": {"color": INK, "bgcolor": _CLEAR},
         "paper_bgcolor": _CLEAR,
         "plot_bgcolor": _CLEAR,
-        "margin": {"l": 8, "r": 8, "t": 32, "b": 8},  # axes, title and legend make their own room; subplot titles not
+        "margin": {
+            "l": 8,
+            "r": 8,
+            "t": 32,
+            "b": 8,
+        },  # axes, title and legend make their own room; subplot titles not
         "title": {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "automargin": True},
         "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         "scene": {"xaxis": _AXIS_3D, "yaxis": _AXIS_3D, "zaxis": _AXIS_3D},
@@ -73,10 +78,16 @@ class Slider:
     start: float | str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.values) < 2 or (not self.words and not np.all(np.diff(np.asarray(self.values, float)) > 0)):
-            raise InputError(f"the slider {self.label!r} needs at least two values, and numbers in increasing order.")
+        if len(self.values) < 2 or (
+            not self.words and not np.all(np.diff(np.asarray(self.values, float)) > 0)
+        ):
+            raise InputError(
+                f"the slider {self.label!r} needs at least two values, and numbers in increasing order."
+            )
         if self.start is not None and self.start not in self.values:
-            raise InputError(f"the slider {self.label!r} starts at {self.start}, which is not one of {self.values}.")
+            raise InputError(
+                f"the slider {self.label!r} starts at {self.start}, which is not one of {self.values}."
+            )
 
     @property
     def words(self) -> bool:
@@ -100,7 +111,9 @@ class Slider:
             return ipywidgets.Dropdown(options=self.values, value=self.values[self.first], **look)
         values = np.asarray(self.values)
         whole = values.dtype.kind == "i"
-        make, step = (ipywidgets.IntSlider, 1) if whole else (ipywidgets.FloatSlider, np.diff(values).min() / 4)
+        make, step = (
+            (ipywidgets.IntSlider, 1) if whole else (ipywidgets.FloatSlider, np.diff(values).min() / 4)
+        )
         low, high, start = values[[0, -1, self.first]].tolist()
         return make(value=start, min=low, max=high, step=step, readout_format="d" if whole else ".4g", **look)
 
@@ -131,7 +144,13 @@ def show(figure: go.Figure, *, alt: str, height: int = 420) -> None:
 
 
 def explore(
-    draw: Callable[..., tuple[go.Figure, str]], /, *, name: str, alt: str, height: int = 420, **sliders: Slider
+    draw: Callable[..., tuple[go.Figure, str]],
+    /,
+    *,
+    name: str,
+    alt: str,
+    height: int = 420,
+    **sliders: Slider,
 ) -> None:
     """Display a figure that follows its sliders: live where a kernel runs, computed beforehand in the built book.
 
@@ -166,7 +185,9 @@ def explore(
     live = _live(draw, alt, height, sliders)
     widget = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}
     page = _page(content, alt, height, name, sliders)
-    display({"text/html": page, "application/vnd.jupyter.widget-view+json": widget, "text/plain": alt}, raw=True)
+    display(
+        {"text/html": page, "application/vnd.jupyter.widget-view+json": widget, "text/plain": alt}, raw=True
+    )
 
 
 def _content(figure: go.Figure, height: int) -> dict[str, Any]:
@@ -184,13 +205,19 @@ def _compressed(frames: np.ndarray, start: tuple[int, ...]) -> dict[str, Any]:
     """
     if not all(frame["say"].strip() for frame in frames.flat):
         raise InputError("a setting has no sentence: say at each what is to be seen there.")
-    counted = [[frame["data"], *(frame["layout"].get(kind, []) for kind in _REPEATED)] for frame in frames.flat]
+    counted = [
+        [frame["data"], *(frame["layout"].get(kind, []) for kind in _REPEATED)] for frame in frames.flat
+    ]
     if len({tuple(map(len, counts)) for counts in counted}) > 1:
-        raise InputError("the figure has more traces at one setting than at another: draw an empty one instead.")
+        raise InputError(
+            "the figure has more traces at one setting than at another: draw an empty one instead."
+        )
     leaves = [dict(_leaves(frame)) for frame in frames.flat]
     vary = []
     for path in dict.fromkeys(itertools.chain.from_iterable(leaves)):
-        values = np.array([json.dumps(frame.get(path)) for frame in leaves], dtype=object).reshape(frames.shape)
+        values = np.array([json.dumps(frame.get(path)) for frame in leaves], dtype=object).reshape(
+            frames.shape
+        )
         axes = [k for k in range(values.ndim) if np.any(values != values.take([0], axis=k))]
         if axes:
             values = values[tuple(slice(None) if k in axes else 0 for k in range(values.ndim))]
@@ -236,7 +263,9 @@ def _live(
     for control in controls.values():
         control.observe(redraw, "value")
     reset.on_click(restart)
-    return ipywidgets.VBox([figure, ipywidgets.HBox([*controls.values(), reset], layout={"flex_flow": "wrap"}), say])
+    return ipywidgets.VBox(
+        [figure, ipywidgets.HBox([*controls.values(), reset], layout={"flex_flow": "wrap"}), say]
+    )
 
 
 def _paragraph(sentence: str, alt: str) -> str:
@@ -244,7 +273,11 @@ def _paragraph(sentence: str, alt: str) -> str:
 
 
 def _page(
-    content: dict[str, Any], alt: str, height: int, name: str | None = None, sliders: dict[str, Slider] | None = None
+    content: dict[str, Any],
+    alt: str,
+    height: int,
+    name: str | None = None,
+    sliders: dict[str, Slider] | None = None,
 ) -> str:
     """The figure as HTML that holds its own data."""
     if not alt.strip():
@@ -261,7 +294,9 @@ def _page(
         f'<script type="application/json">{data}</script></div>'
     )
     if (size := len(page.encode())) > MAX_BYTES:
-        raise InputError(f"the figure takes {size:,} bytes, more than {MAX_BYTES:,}: draw fewer points or settings.")
+        raise InputError(
+            f"the figure takes {size:,} bytes, more than {MAX_BYTES:,}: draw fewer points or settings."
+        )
     return page
 
 

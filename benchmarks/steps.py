@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nb_lib.networks import build
+from nb_lib.lab.networks import build
 from nb_lib.noise_enhancement import noise_enhanced_loss
 from nb_lib.smoothout import SmoothOut
 
@@ -124,7 +124,9 @@ def _steps(network: str, b: int, device: torch.device) -> dict[str, Step]:
         "plain B": step(model(), lambda net: losses(net, first).mean().backward()),
         "SmoothOut": smooth(adaptive=False),
         "AdaSmoothOut": smooth(adaptive=True),
-        "naive SmoothOut": step(model(), lambda net: _naive(net, lambda: losses(net, first).mean().backward())),
+        "naive SmoothOut": step(
+            model(), lambda net: _naive(net, lambda: losses(net, first).mean().backward())
+        ),
         "noise alone": noise_alone(),
         "naive noise alone": naive_alone(),
         "plain 2B": step(model(2), lambda net: losses(net, both).mean().backward()),

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from nb_lib.lab.runs import Record, Run
 from nb_lib.papers import published_epochs
-from nb_lib.runs import Record, Run
 
 
 class Forecast:
@@ -23,7 +23,9 @@ class Forecast:
     def __init__(self, records: Iterable[Record] = (), where: dict[str, object] | None = None) -> None:
         self._epochs: dict[Run, list[int]] = {}
         self._pace: dict[object, float] = {}  # seconds an epoch, for one network and one minibatch an update
-        self._slowest = 0.0  # of those measured now: at least as much time should be left for what is not known at all
+        self._slowest = (
+            0.0  # of those measured now: at least as much time should be left for what is not known at all
+        )
         for record in records:
             self._epochs.setdefault(_neutral(record.run), []).append(record.epochs)
             if where and where.items() <= record.provenance.items():

@@ -1,7 +1,5 @@
-"""Surroundings of a training: device, precision, global random numbers kept out of the way, progress bars."""
+"""Steps recorded as CUDA graphs, and replayed at one launch a call."""
 
-import gc
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,59 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nb_lib.errors import InputError
-
 Key = tuple[object, ...]
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``"auto"`` is the first CUDA device if there is one, else the CPU.
-
-    Raises
-    ------
-    InputError
-        If the name is not a device, or that device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here: use 'cpu', 'cuda' or 'auto'.") from error
-    return device
-
-
-@contextmanager
-def random_state(device: torch.device, state: list[Tensor]) -> Iterator[None]:
-    """Run with torch's global generators, which dropout draws from, at `state`; keep in it where they end."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.set_rng_state(state[0])
-        for s in state[1:]:
-            torch.cuda.set_rng_state(s, device)
-        yield
-        state[:] = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
-
-
-@contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Full float32 products, TF32 ones, or bfloat16 by autocast; torch's settings are put back afterwards.
-
-    Inside, torch's older settings (``allow_tf32``, ``get_float32_matmul_precision``) raise when read, as torch.compile
-    and the profiler do: combine "tf32" with neither.
-    """
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if name == "tf32" else "ieee"
-        # no cache: it would keep the first step's bfloat16 weights for all that follow
-        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16", cache_enabled=False):
-            yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
 
 
 def records(device: torch.device) -> bool:
@@ -131,13 +77,6 @@ class Graphs:
         return graph, inputs, result
 
 
-def let_go(device: torch.device) -> None:
-    """Give memory that nothing refers to any more back to the device, so that what comes next finds it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
     """Run on a CUDA stream beside the default one, as recording needs; on a CPU this does nothing."""
@@ -154,8 +93,3 @@ def own_stream(device: torch.device) -> Iterator[None]:
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
-
-
-def hidden(progress: bool) -> bool:
-    """Whether bars stay away: not wanted, or TQDM_DISABLE is set (which tqdm itself does not heed in a notebook)."""
-    return not progress or os.environ.get("TQDM_DISABLE", "0") != "0"

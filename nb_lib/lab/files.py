@@ -30,4 +30,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise InputError(f"cannot write {path}: {cause.strerror}; free some space or choose another folder.") from error
+        raise InputError(
+            f"cannot write {path}: {cause.strerror}; free some space or choose another folder."
+        ) from error

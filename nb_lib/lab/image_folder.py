@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
-from nb_lib.files import write_atomically
+from nb_lib.lab.files import write_atomically
 
 
 def pixels(folder: Path, paths: Sequence[str], caches: Sequence[Path]) -> np.ndarray:

@@ -7,7 +7,9 @@ import pandas as pd
 from scipy import stats
 
 
-def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str, *, level: float = 0.95) -> pd.DataFrame:
+def summarize(
+    frame: pd.DataFrame, by: str | Sequence[str], value: str, *, level: float = 0.95
+) -> pd.DataFrame:
     """Mean of `value` in each group, with the half-width of its Student-t confidence interval.
 
     Returns
@@ -20,7 +22,9 @@ def summarize(frame: pd.DataFrame, by: str | Sequence[str], value: str, *, level
     return table.assign(half=_half_width(table["std"], table["n"], level))[[*by, "mean", "half", "std", "n"]]
 
 
-def paired(frame: pd.DataFrame, by: str, value: str, *, baseline: float | str, level: float = 0.95) -> pd.DataFrame:
+def paired(
+    frame: pd.DataFrame, by: str, value: str, *, baseline: float | str, level: float = 0.95
+) -> pd.DataFrame:
     """Difference of `value` to the group `baseline`, seed by seed: runs of one seed share their start.
 
     Returns
@@ -35,7 +39,9 @@ def paired(frame: pd.DataFrame, by: str, value: str, *, baseline: float | str, l
     n = differences.count()
     mean, std = differences.mean(), differences.std()
     strict = _half_width(std, n, 1 - (1 - level) / max(1, differences.shape[1]))
-    table = pd.DataFrame({"difference": mean, "half": _half_width(std, n, level), "n": n, "clear": mean.abs() > strict})
+    table = pd.DataFrame(
+        {"difference": mean, "half": _half_width(std, n, level), "n": n, "clear": mean.abs() > strict}
+    )
     return table.rename_axis(by).reset_index()
 
 
@@ -45,7 +51,10 @@ def verdict(frame: pd.DataFrame, by: str, *, symbol: str, baseline: float) -> st
     A difference that the seeds do not resolve is called that.
     """
     lines = []
-    for value, name, unit, scale in (("test_accuracy", "accuracy", "points", 100), ("test_loss", "loss", "nats", 1)):
+    for value, name, unit, scale in (
+        ("test_accuracy", "accuracy", "points", 100),
+        ("test_loss", "loss", "nats", 1),
+    ):
         for row in paired(frame, by, value, baseline=baseline).to_dict("records"):
             judged = "clear" if row["clear"] else "within the noise"
             size = f"{scale * row['difference']:+.3f} ± {scale * row['half']:.3f} {unit}"

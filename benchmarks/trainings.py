@@ -2,7 +2,7 @@
 
 Every update is NE's (α = 1.5).  Ours is `training.Training` at work, whole epochs of it; the plain loop is what a
 competent user of PyTorch writes for data that fit on the device: images, shuffles and indexing there, two backward
-passes, fused Adam.  The peak is that of a large matrix product.  As in `nb_lib.bench` the three take turns within one
+passes, fused Adam.  The peak is that of a large matrix product.  As in `benchmarks.steps` the three take turns within one
 run.
 """
 
@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nb_lib.bench import Step, interleaved
-from nb_lib.data import Data, Split, image_shape
-from nb_lib.device import let_go, precision
-from nb_lib.networks import Shape, build
+from benchmarks.steps import Step, interleaved
+from nb_lib.lab.data import Data, Split
+from nb_lib.lab.device import let_go, precision
+from nb_lib.lab.names import image_shape
+from nb_lib.lab.networks import Shape, build
+from nb_lib.lab.runs import Run
+from nb_lib.lab.sweeps import out_of_memory
+from nb_lib.lab.training import Training
 from nb_lib.papers import GRIDS, PROTOCOLS, grid, ne_table_2
-from nb_lib.runs import Run
-from nb_lib.sweeps import out_of_memory
-from nb_lib.training import Training
 
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # side of the matrices
 _ALPHA = 1.5
@@ -68,13 +69,19 @@ def short_cases(device: torch.device) -> list[Case]:
     if device.type == "cpu":
         return cases(device)
     updates = {500: 6, 100: 20, 5000: 3}  # of C1; the slowest last, and at each B the fastest first
-    f1 = {b: [Case("ne-f1", b, max(6, 20_000 // b), seeds=seeds) for seeds in (10, 1)] for b in (900, 100, 5000)}
+    f1 = {
+        b: [Case("ne-f1", b, max(6, 20_000 // b), seeds=seeds) for seeds in (10, 1)] for b in (900, 100, 5000)
+    }
     c1 = {b: [Case("ne-c1", b, updates[b], name) for name in reversed(_PRECISIONS)] for b in updates}
     return [*f1[900], *c1[500], *c1[100], *f1[100], *f1[5000], *c1[5000]]
 
 
 def bench_training(
-    device: torch.device, *, rounds: int | None = None, chosen: Sequence[Case] | None = None, limit: float = math.inf
+    device: torch.device,
+    *,
+    rounds: int | None = None,
+    chosen: Sequence[Case] | None = None,
+    limit: float = math.inf,
 ) -> pd.DataFrame:
     """Time trainings on random images; a row a case.
 
@@ -152,7 +159,9 @@ def _steps(case: Case, device: torch.device) -> dict[str, Step]:
 
 
 def _ours(case: Case, x: Tensor, y: Tensor) -> Step:
-    run = Run(network=case.network, batch_size=case.batch_size, alpha=_ALPHA, precision=case.precision, epochs=10**6)
+    run = Run(
+        network=case.network, batch_size=case.batch_size, alpha=_ALPHA, precision=case.precision, epochs=10**6
+    )
     runs = [replace(run, seed=seed) for seed in range(case.seeds)]
     data = Data("random", "random", tuple("0123456789"), Split(x, y), Split(x[:1], y[:1]))
     training = Training(runs, data)

@@ -13,22 +13,20 @@ import torch
 from torch import Tensor
 
 from nb_lib.errors import InputError, known
-from nb_lib.image_folder import pixels
+from nb_lib.lab.image_folder import pixels
+from nb_lib.lab.names import DATASETS, NORMALIZATIONS
 
-_TORCHVISION: dict[str, tuple[str, str, tuple[int, ...]]] = {  # torchvision's class, name in print, image shape
-    "mnist": ("MNIST", "MNIST", (1, 28, 28)),
-    "fashion-mnist": ("FashionMNIST", "Fashion-MNIST", (1, 28, 28)),
-    "cifar10": ("CIFAR10", "CIFAR-10", (3, 32, 32)),
-    "cifar100": ("CIFAR100", "CIFAR-100", (3, 32, 32)),
+_TORCHVISION = {  # torchvision's class, name in print
+    "mnist": ("MNIST", "MNIST"),
+    "fashion-mnist": ("FashionMNIST", "Fashion-MNIST"),
+    "cifar10": ("CIFAR10", "CIFAR-10"),
+    "cifar100": ("CIFAR100", "CIFAR-100"),
 }
-DATASETS = ("digits", *_TORCHVISION)
-
 _MEAN_STD = {
     "unit": ((0.0,), (1.0,)),  # pixels in [0, 1]: NE, Keskar
     "symmetric": ((0.5,), (0.5,)),  # in [-1, 1]: SmoothOut's MNIST
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # SmoothOut's CIFAR
 }
-NORMALIZATIONS = (*_MEAN_STD, "standardized")  # the last: by the training images actually used, per channel
 
 _IMAGE_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WebP"}
 _IMAGE_TYPES |= {".ppm": "PPM", ".pgm": "PGM", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -74,11 +72,6 @@ class Data:
         return f"{self.name} ({self.variant}): {sizes} of {shape}, {len(self.classes)} classes"
 
     __repr__ = __str__
-
-
-def image_shape(name: str) -> tuple[int, int, int] | None:
-    """Shape [C, H, W] of a data set's images, if it is known without reading them."""
-    return (1, 8, 8) if name == "digits" else _TORCHVISION[name][2] if name in _TORCHVISION else None  # type: ignore[return-value]
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -140,7 +133,9 @@ def load(
     return Data(name, raw.variant, raw.classes, train, test, valid if valid_size else None)
 
 
-def epoch_indices(n: int, batch_size: int, *, streams: int = 1, generator: torch.Generator) -> tuple[Tensor, ...]:
+def epoch_indices(
+    n: int, batch_size: int, *, streams: int = 1, generator: torch.Generator
+) -> tuple[Tensor, ...]:
     """Draw one epoch of batches: `streams` independent shuffles of n samples, the last partial batch kept.
 
     Two streams are the B and B' of NE eq. 6; protocol in NE sec. 3.
@@ -242,7 +237,7 @@ def _digits() -> _Raw:
 def _torchvision(name: str, root: Path, download: bool) -> _Raw:
     from torchvision import datasets
 
-    class_name, title, shape = _TORCHVISION[name]
+    class_name, title = _TORCHVISION[name]
     dataset = getattr(datasets, class_name)
     files = _needed(dataset)
     missing = [root / file for file in files if not os.path.isfile(root / file)]
@@ -253,7 +248,7 @@ def _torchvision(name: str, root: Path, download: bool) -> _Raw:
         _download(name, dataset, files, root)
     try:
         train, test = dataset(root, train=True), dataset(root, train=False)  # CIFAR: MD5 before unpickling
-        parts = _checked(train, shape), _checked(test, shape)
+        parts = _checked(train, DATASETS[name]), _checked(test, DATASETS[name])
     except Exception as error:
         remedy = f"delete it and load {name!r} with download=True"
         raise InputError(f"{(root / files[0]).parent} is damaged: {remedy}.") from error
@@ -293,7 +288,9 @@ def _checked(part: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def _image_folder(folder: Path, root: Path) -> _Raw:
     classes = _names(folder / "train", "class folders", os.DirEntry.is_dir)
     if odd := set(classes) ^ set(_names(folder / "test", "class folders", os.DirEntry.is_dir)):
-        raise InputError(f"class {min(odd)!r} is in only one of train and test of {folder}: add or remove it.")
+        raise InputError(
+            f"class {min(odd)!r} is in only one of train and test of {folder}: add or remove it."
+        )
     train, test = _files(folder, "train", classes), _files(folder, "test", classes)
     paths, labels = zip(*train, *test, strict=True)
     x, y, n = torch.from_numpy(pixels(folder, paths, [root, _user_root()])), torch.tensor(labels), len(train)

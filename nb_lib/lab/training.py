@@ -30,15 +30,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nb_lib.data import Data, Split, epoch_indices, load
-from nb_lib.device import Graphs, hidden, own_stream, pick_device, precision, random_state
 from nb_lib.errors import InputError
-from nb_lib.files import write_atomically
-from nb_lib.flat import FlatParameters
-from nb_lib.networks import build, part_sizes, stack, stackable, unstack
+from nb_lib.ghost_batch_norm import part_sizes
+from nb_lib.lab.data import Data, Split, epoch_indices, load
+from nb_lib.lab.device import hidden, pick_device, precision, random_state
+from nb_lib.lab.files import write_atomically
+from nb_lib.lab.graphs import Graphs, own_stream
+from nb_lib.lab.networks import build, stackable
+from nb_lib.lab.provenance import provenance
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.stacked import stack, unstack
+from nb_lib.lab.store import RunStore
+from nb_lib.lab.weight_vector import FlatParameters
 from nb_lib.noise_enhancement import noise_enhanced_loss
-from nb_lib.provenance import provenance
-from nb_lib.runs import Record, Run, RunStore
 from nb_lib.smoothout import SmoothOut
 
 _PURPOSES = ("weights", "order", "noise", "dropout")
@@ -74,7 +78,9 @@ def trained(run: Run, store: RunStore, data: Data) -> nn.Module:
     try:
         model.load_state_dict(torch.load(path, weights_only=True, map_location=data.device))
     except FileNotFoundError as error:
-        raise InputError(f"no weights of run {run.key} in {store.folder}: train it with keep_weights.") from error
+        raise InputError(
+            f"no weights of run {run.key} in {store.folder}: train it with keep_weights."
+        ) from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{path} is damaged: delete it and train again.") from error
     return model
@@ -153,7 +159,9 @@ class Training:
         self.runs, self.run, self.data = list(runs), run, data
         self.n, self.streams = len(data.train), 2 if run.alpha > 1 else 1
         if run.batch_size > self.n:
-            raise InputError(f"batch_size {run.batch_size} is larger than the training set ({self.n} samples).")
+            raise InputError(
+                f"batch_size {run.batch_size} is larger than the training set ({self.n} samples)."
+            )
         device = data.train.x.device
         self.data = _channels_last(data)
         self.model = _build(self.runs, data, self.streams)
@@ -163,10 +171,14 @@ class Training:
         self._lr = torch.tensor(run.lr, device=device)
         self._order = [torch.Generator(device).manual_seed(_seed(r, "order")) for r in runs]
         devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
-        self._dropout_state = [torch.Generator(d).manual_seed(_seed(run, "dropout")).get_state() for d in devices]
+        self._dropout_state = [
+            torch.Generator(d).manual_seed(_seed(run, "dropout")).get_state() for d in devices
+        ]
         if len(runs) > 1:  # a run alone has the optimizer's own learning rate
             self._weights = FlatParameters(self.model, "all")
-        self._between_tests = max(1, round(len(data.test) / self.n))  # epochs: testing shall not outweigh training
+        self._between_tests = max(
+            1, round(len(data.test) / self.n)
+        )  # epochs: testing shall not outweigh training
         self._factors = [1.0] * len(runs)  # of the learning rate: 1, 1/2 after L*, 0 when done
         self._scale: Tensor | None = None  # the same along the weights of all; None while one rate does
         self.epoch, self.updates, self.wall_time = 0, 0, 0.0
@@ -256,7 +268,9 @@ class Training:
                 self._weights.save()
                 self.optimizer.step()
                 torch.lerp(self._weights.clean, self._weights.work, self._scale, out=self._weights.work)
-        self.optimizer.zero_grad(set_to_none=not self._graphs.recording)  # a recorded step needs them to stay put
+        self.optimizer.zero_grad(
+            set_to_none=not self._graphs.recording
+        )  # a recorded step needs them to stay put
 
     def _set_factors(self, factors: list[float]) -> None:
         """Give each run its factor of the learning rate, side by side laid out along the weights of all."""
@@ -281,7 +295,12 @@ class Training:
         accuracies = self.evaluate(self.data.test)[1].tolist() if due or any(ending.values()) else []
         for k, end in ending.items():
             if due or end:
-                point = {"epoch": self.epoch, "updates": self.updates, "lr": lr * factors[k], "loss": losses[k]}
+                point = {
+                    "epoch": self.epoch,
+                    "updates": self.updates,
+                    "lr": lr * factors[k],
+                    "loss": losses[k],
+                }
                 self.curves[k].append({**point, "test_accuracy": accuracies[k]})
             if self.run.halve_at and losses[k] <= self.run.halve_at:
                 factors[k] = 0.5
@@ -289,7 +308,9 @@ class Training:
                 self.status[k], factors[k] = end, 0.0
             if end == "diverged":
                 what = f"{self.runs[k].label} seed={self.runs[k].seed} diverged in epoch {self.epoch}"
-                tqdm.write(f"{what}: its loss is not finite. It is recorded as such; try a lower learning rate or α.")
+                tqdm.write(
+                    f"{what}: its loss is not finite. It is recorded as such; try a lower learning rate or α."
+                )
         self._set_factors(factors)
 
     def _ending(self, loss: float) -> str | None:
@@ -358,7 +379,11 @@ class Training:
         records: dict[int, Record] = {}
         saved, measured = time.monotonic(), self.epoch + self._lately.maxlen  # type: ignore[operator]
         with tqdm(
-            total=self.run.epochs, initial=self.epoch, desc=self.run.label, unit="epoch", disable=hidden(progress)
+            total=self.run.epochs,
+            initial=self.epoch,
+            desc=self.run.label,
+            unit="epoch",
+            disable=hidden(progress),
         ) as bar:
             while True:
                 for k in self._ended() - records.keys():
@@ -496,7 +521,9 @@ def _build(runs: Sequence[Run], data: Data, streams: int) -> nn.Sequential:
         for run in runs
     ]
     model: nn.Sequential = members[0] if len(members) == 1 else stack(members)
-    if data.device.type == "cuda" and data.shape[0] > 1 and not runs[0].a:  # weight noise has a vector of its own
+    if (
+        data.device.type == "cuda" and data.shape[0] > 1 and not runs[0].a
+    ):  # weight noise has a vector of its own
         model = model.to(memory_format=torch.channels_last)  # as the images lie
     return model.to(data.device)
 

@@ -1,0 +1,1 @@
+"""Machinery: data, networks, training, runs, sweeps and the device they run on."""

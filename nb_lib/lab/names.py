@@ -1,0 +1,38 @@
+"""The names that a `Run` may use, and what they stand for; known without loading torch."""
+
+#: Networks (see `lab.networks`).
+NETWORKS = {
+    "digits-mlp": "2 x 64 ReLU, for the digits",
+    "ne-f1": "NE's F1: 7 x 500 ReLU",
+    "ne-c1": "NE's C1: 9 convolutions",
+    "ne-c1-quarter": "C1 with a quarter of its filters, for CPUs",
+    "ne-c2": "NE's C2: 11 convolutions",
+    "smoothout-f1": "SmoothOut's F1: 5 x 512, batch-normalized",
+    "smoothout-c1": "SmoothOut's C1: shallow, for CIFAR-10",
+    "smoothout-c3": "SmoothOut's C3: the same, for CIFAR-100",
+}
+#: Data sets (see `lab.data`) and the shape [C, H, W] of their images; others are called ``folder:<name>``.
+DATASETS = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+}
+#: Scales of the pixels (see `lab.data.load`).
+NORMALIZATIONS = ("unit", "symmetric", "imagenet", "standardized")
+#: Kinds of the weight noise θ: U(−a, a) or N(0, a²).
+DISTRIBUTIONS = ("uniform", "normal")
+#: Which parameters are meant (see `lab.weight_vector`): the kinds nest, so each is a prefix of one common layout.
+SELECTIONS = {"weights": ("weight",), "no-norm": ("weight", "bias"), "all": ("weight", "bias", "norm")}
+#: Ways to cut a batch into ghost batches (see `ghost_batch_norm.part_sizes`).
+CUTTINGS = ("rest", "even")
+OPTIMIZERS = ("adam", "sgd")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+#: Powers of B / lr_reference that multiply the learning rate.
+LR_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
+
+def image_shape(dataset: str) -> tuple[int, int, int] | None:
+    """Shape [C, H, W] of a data set's images, if it is known without reading them."""
+    return DATASETS.get(dataset)

@@ -1,0 +1,1 @@
+"""From numbers to a page: figures with sliders, intervals over seeds."""
