@@ -7,6 +7,7 @@ import pandas as pd
 from benchmarks.measuring import bench_measures
 from benchmarks.steps import bench
 from benchmarks.trainings import bench_training, short_cases
+from nb_lib.errors import InputError, whole
 from nb_lib.lab.device import pick_device
 from nb_lib.lab.provenance import provenance
 
@@ -14,20 +15,17 @@ from nb_lib.lab.provenance import provenance
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
-    device = pick_device(options.device)
+    device = options.device
     origin = provenance(device)
-    print(
-        f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}; ratios of steps timed in turn"
-    )
+    machine = f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}"
+    print(f"{machine}; ratios of steps timed in turn")
     if options.short:
         _print(bench_training(device, rounds=2, chosen=short_cases(device), limit=45))
         return
     _print(bench(device, rounds=options.rounds))
     print("\nmeasuring a network: ratios of times, and the values reached")
     _print(bench_measures(device))
-    print(
-        "\ntraining with NE: updates a second, time ÷ that of a plain loop, part of the peak of a matrix product"
-    )
+    print("\ntraining with NE: updates a second, time ÷ a plain loop's, part of the peak of a matrix product")
     _print(bench_training(device))
 
 
@@ -36,7 +34,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
     parser.add_argument("--short", action="store_true", help="trainings only, in under a minute on a GPU")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    try:
+        options.rounds = whole("--rounds", options.rounds, 1)
+        options.device = pick_device(options.device)
+    except InputError as error:
+        parser.error(str(error))
+    return options
 
 
 def _print(ratios: pd.DataFrame) -> None:

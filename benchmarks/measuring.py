@@ -9,66 +9,57 @@ import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.steps import Row, interleaved
 from nb_lib.errors import InputError
 from nb_lib.lab.data import Data, Split, load
-from nb_lib.lab.networks import build
 from nb_lib.lab.runs import Run
 from nb_lib.lab.training import Training
 from nb_lib.landscape import filter_normalized_direction, loss_surface
 from nb_lib.objective import Objective, Value
 from nb_lib.papers import protocol
-from nb_lib.sharpness import BoxSharpness, box_sharpness
+from nb_lib.sharpness import BoxSharpness, Climb, box_points, box_sharpness
+
+Vector = NDArray[np.float64]
 
 POINTS = 3  # of the 51 along each side of a surface
 SMALL_AND_LARGE = (256, 6000)  # SmoothOut's batch sizes
 
 
-def bench_measures(
-    device: torch.device, *, images: int = 10_000, epochs: int = 20, rounds: int = 3
-) -> pd.DataFrame:
+def bench_measures(device: torch.device, *, images: int = 10_000, epochs: int = 20, rounds: int = 3) -> pd.DataFrame:
     """Time a filter-normalized surface of NE's F1 and the box sharpness of SmoothOut's against the usual ways.
 
-    Fashion-MNIST and MNIST are used if they are on this machine, else random images of their size.
-
-    Parameters
-    ----------
-    device : torch.device
-    images : int
-        To train on, and to take the loss of.
-    epochs : int
-        For which SmoothOut's F1 is trained.
-    rounds : int
-        Repetitions.
+    Fashion-MNIST and MNIST are used if they are on this machine, else random images of their size: `images` to train on
+    and to take the loss of; SmoothOut's F1 is trained for that many `epochs`.
 
     Returns
     -------
     pandas.DataFrame
         Columns what, ratio (median over rounds), ours and theirs (the values reached at the end: the highest loss of
-        the surface, the sharpness), data.  Of a box the ratio is the time until our search has come as high as scipy's
+        the surface, the sharpness), data. Of a box the ratio is the time until our search has come as high as scipy's
         ends, over all of scipy's; NaN, and said, if it has not, or if scipy's does not leave w*.
     """
     fashion = _data("fashion-mnist", images, device)
-    x, y = fashion.train.x, fashion.train.y
-    model = _trained(x, y)
-    rows = _surfaces(model, Objective(model, x, y, batch_norm="stored"), rounds)
-    data = _data("mnist", images, device, normalization="symmetric")
-    boxes = [_box(batch_size, data, epochs, rounds) for batch_size in SMALL_AND_LARGE]
-    return pd.DataFrame(
-        [
-            row | {"data": f"{images} images, {used.name}"}
-            for used, rows in ((fashion, rows), (data, boxes))
-            for row in rows
-        ]
-    )
+    mnist = _data("mnist", images, device, normalization="symmetric")
+    rows = []
+    model = _trained("ne-f1", 100, fashion, 2)
+    for row in _surfaces(model, fashion.train, rounds):
+        rows.append(row | {"data": f"{images} images, {fashion.name}"})
+    for batch_size in SMALL_AND_LARGE:
+        row = _box(batch_size, mnist, epochs, rounds)
+        rows.append(row | {"data": f"{images} images, {mnist.name}"})
+    return pd.DataFrame(rows)
 
 
 def _data(dataset: str, images: int, device: torch.device, normalization: str = "unit") -> Data:
@@ -78,55 +69,53 @@ def _data(dataset: str, images: int, device: torch.device, normalization: str = 
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(images, 1, 28, 28, generator=generator).to(device)
         y = torch.randint(10, (images,), generator=generator).to(device)
-        return Data("random", "random", tuple("0123456789"), Split(x, y), Split(x[:10], y[:10]))
+        part = Split(x[:10], y[:10])
+        return Data("random", "random", tuple("0123456789"), train=Split(x, y), test=part)
 
 
-def _trained(x: Tensor, y: Tensor, epochs: int = 2) -> nn.Module:
-    """NE's F1 after a few epochs of Adam."""
-    model = build("ne-f1", (1, 28, 28), 10, seed=0, device=x.device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+def _trained(network: str, batch_size: int, data: Data, epochs: int) -> nn.Module:
+    """A network after some epochs of its protocol, in evaluation mode."""
+    batch_size = min(batch_size, len(data.train))
+    fields = protocol(network, batch_size=batch_size, epochs=epochs)
+    training = Training([Run(**fields)], data)
     for _ in range(epochs):
-        for a, b in zip(x.split(100), y.split(100), strict=True):
-            F.cross_entropy(model(a), b).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return model.eval()
+        training.train_epoch()
+    return training.member(0)
 
 
-def _surfaces(model: nn.Module, objective: Objective, rounds: int) -> list[dict[str, object]]:
+# -------------------------------------------------------------------------------------------------------- surfaces
+
+
+def _surfaces(model: nn.Module, images: Split, rounds: int) -> list[Row]:
     """The same few points of a surface in every way; ratios of the times."""
-    directions = tuple(filter_normalized_direction(objective, seed=seed) for seed in (0, 1))
+    objective = Objective(model, images.x, images.y, batch_norm="stored")
+    first = filter_normalized_direction(objective, seed=0)
+    second = filter_normalized_direction(objective, seed=1)
+    directions = (first, second)
     line = np.linspace(-1, 1, POINTS)
 
     def ours() -> float:
-        table = loss_surface({"": objective}, directions, line, line, progress=False)  # type: ignore[arg-type]
+        table = loss_surface({"": objective}, directions, line, line, progress=False)
         return float(table["loss"].max())
 
-    ways = {"naive loop": lambda: _naive_surface(model, objective, directions, line)}
-    if find_spec("loss_landscapes"):
-        ways["loss-landscapes (PyPI)"] = lambda: _their_surface(model, objective)
-    times: dict[str, list[float]] = {name: [] for name in ["ours", *ways]}
-    values = {}
-    for _ in range(rounds):
-        for name, way in {"ours": ours, **ways}.items():
-            seconds, values[name] = _timed(way)
-            times[name].append(seconds)
-    return [
-        {
-            "what": f"surface, {POINTS} × {POINTS} of 51 × 51 points: ours ÷ {name}",
-            "ratio": float(np.median(np.array(times["ours"]) / times[name])),
-            "ours": values["ours"],
-            "theirs": values[name]
-            if name == "naive loop"
-            else None,  # the other tool draws its own directions
-        }
-        for name in ways
-    ]
+    ways: dict[str, Callable[[], float]] = {
+        "ours": ours,
+        "naive loop": partial(_naive_surface, model, objective, directions, line),
+    }
+    highest = {name: way() for name, way in ways.items()}
+    if find_spec("loss_landscapes"):  # it draws its own directions
+        ways["loss-landscapes (PyPI)"] = partial(_their_surface, model, objective)
+    times = interleaved(ways, objective.weights.device, rounds, warm_up=0)
+    rows: list[Row] = []
+    for name in times.columns.drop("ours"):
+        ratio = (times["ours"] / times[name]).median()
+        what = f"surface, {POINTS} × {POINTS} of 51 × 51 points: ours ÷ {name}"
+        theirs = highest.get(name)
+        rows.append({"what": what, "ratio": ratio, "ours": highest["ours"], "theirs": theirs})
+    return rows
 
 
-def _naive_surface(
-    model: nn.Module, objective: Objective, directions: tuple[Tensor, ...], line: np.ndarray
-) -> float:
+def _naive_surface(model: nn.Module, objective: Objective, directions: tuple[Tensor, Tensor], line: Vector) -> float:
     """What one writes first: set each parameter, a pass through a DataLoader, put each back; the highest loss."""
     named = dict(model.named_parameters())
     parameters = [named[name] for name in objective.flat.names]
@@ -139,7 +128,9 @@ def _naive_surface(
             with torch.no_grad():
                 for p, w, u, v in zip(parameters, start, d1, d2, strict=True):
                     p.copy_(w + a * u + b * v)
-                total = sum(F.cross_entropy(model(x), y, reduction="sum").item() for x, y in loader)
+                total = 0.0
+                for x, y in loader:
+                    total += F.cross_entropy(model(x), y, reduction="sum").item()
             highest = max(highest, total / len(objective.x))
     with torch.no_grad():
         for p, w in zip(parameters, start, strict=True):
@@ -151,16 +142,44 @@ def _their_surface(model: nn.Module, objective: Objective) -> float:
     import loss_landscapes
     from loss_landscapes.metrics import Loss
 
-    metric, model = (
-        Loss(nn.CrossEntropyLoss(), objective.x, objective.y),
-        deepcopy(model),
-    )  # it moves the weights
+    metric = Loss(nn.CrossEntropyLoss(), objective.x, objective.y)
+    model = deepcopy(model)  # it moves the weights
     with torch.no_grad():
         for p in model.parameters():  # it divides by the norm of each filter, biases too
             p.add_(1e-12 * (p == 0))
-    return float(
-        loss_landscapes.random_plane(model, metric, distance=1, steps=POINTS, normalization="filter").max()
-    )
+    surface = loss_landscapes.random_plane(model, metric, distance=1, steps=POINTS, normalization="filter")
+    return float(surface.max())
+
+
+# ------------------------------------------------------------------------------------------------------------ boxes
+
+
+def lbfgsb_sharpness(
+    objective: Objective, *, epsilon: float = 5e-4, starts: int = 0, steps: int = 10, seed: int = 0
+) -> BoxSharpness:
+    """`box_sharpness` as in the literature: by scipy's L-BFGS-B with its own settings and Keskar's 10 steps."""
+    loss = float(objective.start.loss)
+    half = epsilon * (objective.weights.abs() + 1)
+    climbs = []
+    for y in box_points(half, starts, seed):
+        climb = Climb(objective, half)
+        _lbfgsb(climb, y, steps)
+        climbs.append(climb)
+    return BoxSharpness.of(climbs, loss, epsilon)
+
+
+def _lbfgsb(climb: Climb, y: Tensor, steps: int) -> None:
+    """Minimize −f, of gradient −∇f, from `y`."""
+
+    def negative(z: Vector) -> tuple[float, Vector]:
+        point = torch.from_numpy(z).to(y)
+        loss, slopes = climb.gradient(point)
+        return -loss, -slopes.double().numpy(force=True)
+
+    limits = climb.half.double().numpy(force=True)
+    start = y.double().numpy(force=True)
+    bounds = list(zip(-limits, limits, strict=True))
+    minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps})
 
 
 class _Watched(Objective):
@@ -188,43 +207,32 @@ class _Watched(Objective):
             self.reached = time.perf_counter()
 
 
-def _box(batch_size: int, data: Data, epochs: int, rounds: int) -> dict[str, object]:
-    """Vertex iteration, until it is as high as scipy's L-BFGS-B ends, against all of that; both from w* only."""
-    batch_size = min(batch_size, len(data.train))
-    objective = _Watched(_smoothouts(batch_size, data, epochs), data.train.x, data.train.y)
-    ratios, ours, theirs = zip(*(_as_high(objective) for _ in range(rounds)), strict=True)
-    ratio, what = (
-        float(np.median(ratios)),
-        f"box sharpness, SmoothOut's F1, B = {batch_size}: ours ÷ scipy's L-BFGS-B",
-    )
-    if torch.equal(theirs[0].highest, objective.weights):
-        ratio, what = math.nan, f"{what}; scipy does not leave w*"
+def _box(batch_size: int, data: Data, epochs: int, rounds: int) -> Row:
+    """Vertex iteration, until it is as high as scipy's L-BFGS-B ends, against all of that."""
+    model = _trained("smoothout-f1", batch_size, data, epochs)
+    objective = _Watched(model, data.train.x, data.train.y)
+    ratios = []
+    for _ in range(rounds):
+        ratio, ours, theirs = _as_high(objective)
+        ratios.append(ratio)
+    ratio = float(np.median(ratios))
+    what = f"box sharpness, SmoothOut's F1, B = {min(batch_size, len(data.train))}: ours ÷ scipy's L-BFGS-B"
+    if torch.equal(theirs.highest, objective.weights):
+        ratio = math.nan
+        what += "; scipy does not leave w*"
     elif math.isnan(ratio):
         what += "; ours ends lower"
-    return {"what": what, "ratio": ratio, "ours": ours[0].maximum, "theirs": theirs[0].maximum}
+    return {"what": what, "ratio": ratio, "ours": ours.maximum, "theirs": theirs.maximum}
 
 
 def _as_high(objective: _Watched) -> tuple[float, BoxSharpness, BoxSharpness]:
-    """The ratio of the times, NaN if ours is never as high; our search at its end, and scipy's."""
+    """Both searches from w* only, and the time until ours is as high as scipy's ends, over all of scipy's, or NaN."""
     objective.level = math.inf
+    _ = objective.start  # the loss at w*, which both searches know from then on
     start = time.perf_counter()
-    theirs = box_sharpness(objective, method="lbfgsb", starts=0)
+    theirs = lbfgsb_sharpness(objective)
     seconds = time.perf_counter() - start
     objective.level, objective.reached = theirs.max_loss, math.nan
     start = time.perf_counter()
     ours = box_sharpness(objective, starts=0)
     return (objective.reached - start) / seconds, ours, theirs
-
-
-def _smoothouts(batch_size: int, data: Data, epochs: int) -> nn.Module:
-    """SmoothOut's F1 after some epochs of its protocol, in evaluation mode."""
-    training = Training([Run(**protocol("smoothout-f1", batch_size=batch_size, epochs=epochs))], data)
-    for _ in range(epochs):
-        training.train_epoch()
-    return training.member(0)
-
-
-def _timed(way: Callable[[], float]) -> tuple[float, float]:
-    start = time.perf_counter()
-    value = way()  # a number on the host: the device has finished
-    return time.perf_counter() - start, value

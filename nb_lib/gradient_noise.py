@@ -1,15 +1,12 @@
 """The noise of SGD itself: covariance and tails of single samples' gradients, and of the minibatches made of them.
 
 With g_i the gradient of sample i's loss at w and ḡ their mean over all N samples, a minibatch of B drawn without
-replacement has the noise ξ = η (g_B − ḡ) of covariance (NE eq. 4; c = α² + (1−α)² with noise enhancement, eq. 10)
+replacement has the noise ξ = η (g_B − ḡ) (NE eq. 3) of covariance (NE eq. 4; c = α² + (1−α)² with NE, eq. 10)
 
     Cov ξ  =  c (η²/B) (N−B)/(N−1) S,     S = (1/N) Σ_i g_i g_iᵀ − ḡ ḡᵀ.
 
-The N gradients of n numbers need not be formed.  A linear layer's part of g_i is Σ_t d_it a_itᵀ, with a_it what the
-layer takes in at position t (the only one, unless it is a convolution) and d_it the gradient of the loss with respect
-to what it gives out; one pass forward and one back over all samples have both.  Where there is one position,
-⟨g_i, g_j⟩ = ⟨a_i, a_j⟩ ⟨d_i, d_j⟩.  These inner products hold all of S that is not zero: the N × N Gram matrix,
-centered and divided by N, has the same eigenvalues.
+The gradients need not be formed: the N × N matrix of their inner products (see `nb_lib.sample_gradients`), centered and
+divided by N, has the eigenvalues of S that are not zero.
 """
 
 import math
@@ -23,17 +20,21 @@ from scipy import stats
 from scipy.special import log_ndtr
 from torch import Tensor
 
-from nb_lib.errors import InputError, check_alpha
-from nb_lib.noise_enhancement import covariance_factor
+from nb_lib.errors import InputError, check_alpha, check_batch_size, whole
+from nb_lib.noise_enhancement import cumulant_factor, noise_covariance
 from nb_lib.objective import Objective
-from nb_lib.sample_gradients import NUMBERS, _several, gram, squared_gradient_norms
+from nb_lib.sample_gradients import NUMBERS, centered, gram, squared_gradient_norms
 
-# ------------------------------------------------------------------------------------------------ size and spectrum
+ANDERSON_5_PERCENT = 0.752  # Anderson–Darling of 5 % of Gaussian samples, mean and variance unknown (Stephens 1986)
 
 
 @dataclass(frozen=True)
 class GradientDiversity:
-    """How large the gradients of single samples are, compared with their mean."""
+    """How large the gradients of single samples are, compared with their mean.
+
+    >>> print(GradientDiversity(samples=100, trace=3.0, gradient_norm=1.0))
+    100 samples: tr S = 3, ‖ḡ‖ = 1, diversity 0.04, batch-size bound 4
+    """
 
     samples: int  # N
     trace: float  # tr S, the variance of a sample's gradient
@@ -47,7 +48,9 @@ class GradientDiversity:
     @property
     def batch_size_bound(self) -> float:
         """N Δ_S = 1 + tr S / ‖ḡ‖², up to which larger minibatches speed training up in proportion (Yin et al.)."""
-        return 1 + self.trace / self.gradient_norm**2 if self.gradient_norm else math.inf
+        if self.gradient_norm == 0:
+            return math.inf
+        return 1 + self.trace / self.gradient_norm**2
 
     def __str__(self) -> str:
         return (
@@ -68,113 +71,88 @@ class GradientNoise(GradientDiversity):
         return f"{super().__str__()}\neigenvalues of S {values}; effective rank {self.effective_rank:.3g}"
 
 
-def gradient_noise(objective: Objective, *, at: Tensor | None = None, k: int = 10) -> GradientNoise:
+def gradient_noise(objective: Objective, *, k: int = 10) -> GradientNoise:
     """Size, largest `k` eigenvalues and effective rank of the covariance S of the gradients (NE eq. 4), exactly.
-
-    Parameters
-    ----------
-    objective : Objective
-        With at least two samples; memory grows as their number squared.
-    at : Tensor, shape [n], optional
-        A point of weight space; the network's own weights if left out.
-    k : int
 
     Raises
     ------
     InputError
-        If the network mixes samples, or the gradients are not finite.
+        If there is a single sample, the network mixes samples, or the gradients are not finite.
     """
-    if k < 1:
-        raise InputError(f"k, the number of eigenvalues, must be at least 1, not {k}.")
+    whole("k, the number of eigenvalues,", k, 1)
     n = _several(objective)
-    products = gram(objective, at=at)
-    means = products.mean(0)
-    covariance = (products - means - means[:, None] + means.mean()) / n
-    values = torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
-    trace, square = float(values.sum()), float(values.square().sum())
+    products = gram(objective)
+    square_of_mean = float(products.mean(0).mean())  # ‖ḡ‖²
+    values = torch.linalg.eigvalsh(centered(products) / n).clamp(min=0).flip(0)
+    trace = float(values.sum())
+    trace_of_square = float(values.square().sum())
     return GradientNoise(
         samples=n,
         trace=trace,
-        gradient_norm=math.sqrt(max(0.0, float(means.mean()))),
+        gradient_norm=math.sqrt(max(0.0, square_of_mean)),
         eigenvalues=tuple(values[:k].tolist()),
-        effective_rank=trace**2 / square if square else 0.0,
+        effective_rank=trace**2 / trace_of_square if trace_of_square else 0.0,
     )
 
 
-def gradient_diversity(objective: Objective, *, at: Tensor | None = None) -> GradientDiversity:
+def gradient_diversity(objective: Objective) -> GradientDiversity:
     """Gradient diversity Δ_S of Yin et al., the batch-size bound N Δ_S and tr S, without inner products.
 
-    Parameters and errors as for `gradient_noise`; time and memory grow in proportion to the samples.
+    Errors as for `gradient_noise`; time and memory grow in proportion to the samples.
     """
-    n, squares = _several(objective), squared_gradient_norms(objective, at=at)
-    mean = float(objective.gradient(objective.weights if at is None else at)[1].double().norm())
-    return GradientDiversity(n, max(0.0, float(squares.mean()) - mean**2), mean)
+    n = _several(objective)
+    squares = squared_gradient_norms(objective)
+    _, mean_gradient = objective.gradient(objective.weights)
+    norm = float(mean_gradient.double().norm())
+    trace = float(squares.mean()) - norm**2
+    return GradientDiversity(n, max(0.0, trace), norm)
 
 
 def noise_of_update(noise: GradientDiversity, B: float, *, alpha: float = 1.0, eta: float = 1.0) -> float:
-    """Variance of one update, tr Cov ξ = c (η²/B) (N−B)/(N−1) tr S with c = α² + (1−α)² (NE eqs. 4 and 10).
-
-    `alpha` = 1 is plain SGD.  `B` may be a fraction, such as ``effective_batch_size(B, alpha, n=N)``.
-
-    Raises
-    ------
-    InputError
-        If `B` is not between 0 and N, or `alpha` is below 1.
-    """
-    n = noise.samples
-    if not 0 < B <= n:
-        raise InputError(f"the batch size B must lie between 0 and the {n} samples, not {B!r}.")
-    return covariance_factor(alpha) * eta**2 / B * (n - B) / (n - 1) * noise.trace
+    """Variance of one update, tr Cov ξ (NE eqs. 4 and 10): see `noise_enhancement.noise_covariance`."""
+    return noise_covariance(noise.trace, noise.samples, B, alpha=alpha, eta=eta)
 
 
-# --------------------------------------------------------------------------- the N x n matrix of gradients, not formed
+def _several(objective: Objective) -> int:
+    n = len(objective.x)
+    if n < 2:
+        raise InputError("gradients of a single sample have no noise: give at least two samples.")
+    return n
 
 
-# ------------------------------------------------------------------------------------------- factors of the gradients
-
-
-# --------------------------------------------------------------------------------------------- noise of minibatches
-
-
-def minibatch_noise(
-    projections: Tensor, B: int, *, alpha: float = 1.0, count: int = 1000, seed: int = 0
-) -> Tensor:
+def minibatch_noise(projections: Tensor, B: int, *, alpha: float = 1.0, count: int = 1000, seed: int = 0) -> Tensor:
     """Noise α g_B + (1−α) g_B' − ḡ of `count` updates along every direction, shape [count, R], float64 (NE eq. 6).
 
-    Each minibatch is drawn without replacement, B' independently of B; times η, it is the noise of the weights.  One
-    seed draws the same B for every α.
-
-    Parameters
-    ----------
-    projections : Tensor, shape [N, R]
-        From `projections`; of any finite population.
-    B : int
-        1 to N.
-    alpha : float
-        At least 1; 1 is plain SGD.
+    Times η, it is the noise of the weights (NE eqs. 3, 7 to 9).  Each minibatch is drawn without replacement, B'
+    independently of B.  One seed draws the same B for every α.  The table `projections` [N, R] is from
+    `sample_gradients.projections`, or of any finite population.
 
     Raises
     ------
     InputError
-        If `projections` is not a table, or `B`, `alpha` or `count` is out of range.
+        If `projections` is not a table, `B` not from 1 to N, `alpha` below 1 or `count` not positive.
     """
-    centered = _centered(projections)
-    _check_batch(B, len(centered))
-    if count < 1:
-        raise InputError(f"count, the number of updates, must be at least 1, not {count}.")
-    generator = torch.Generator(centered.device).manual_seed(seed)
-    noise = check_alpha(alpha) * _minibatch_means(centered, B, count, generator)
-    if alpha != 1:
-        noise += (1 - alpha) * _minibatch_means(centered, B, count, generator)
+    population = _centered(projections)
+    check_batch_size(B, len(population))
+    whole("count, the number of updates,", count, 1)
+    alpha = check_alpha(alpha)
+    generator = torch.Generator(population.device).manual_seed(seed)
+    noise = alpha * _minibatch_means(population, B, count, generator)
+    if alpha > 1:
+        noise += (1 - alpha) * _minibatch_means(population, B, count, generator)
     return noise
 
 
 def _minibatch_means(population: Tensor, B: int, count: int, generator: torch.Generator) -> Tensor:
-    n, means = len(population), []
-    for some in torch.empty(count).split(max(1, NUMBERS // (8 * n))):
-        keys = torch.rand(len(some), n, generator=generator, dtype=torch.float64, device=population.device)
-        drawn = torch.zeros_like(keys).scatter_(1, keys.argsort(1)[:, :B], 1 / B)
-        means.append(drawn @ population)
+    n = len(population)
+    most = max(1, NUMBERS // (8 * n))
+    means = []
+    for first in range(0, count, most):
+        together = min(most, count - first)
+        keys = torch.rand(together, n, generator=generator, dtype=torch.float64, device=population.device)
+        drawn = keys.argsort(1)[:, :B]  # without replacement
+        shares = torch.zeros_like(keys).scatter_(1, drawn, 1 / B)
+        means.append(shares @ population)
     return torch.cat(means)
 
 
@@ -192,114 +170,52 @@ def minibatch_cumulants(projections: Tensor, B: int, *, alpha: float = 1.0) -> C
     With p_m the probability that m given samples are all in the minibatch and S_m = Σ x_i^m of the centered
     projections, the sum over a minibatch has the moments p_1 S_2 − p_2 S_2, (p_1 − 3 p_2 + 2 p_3) S_3 and
     (p_1 − 7 p_2 + 12 p_3 − 6 p_4) S_4 + 3 (p_2 − 2 p_3 + p_4) S_2².  Cumulants of independent noises add, so NE
-    multiplies the m-th by α^m + (1−α)^m.
+    multiplies the m-th by α^m + (1−α)^m.  Parameters and errors as for `minibatch_noise`.
 
-    Parameters and errors as for `minibatch_noise`.
+    >>> [float(value) for value in minibatch_cumulants(torch.tensor([[0.0], [2.0]]), B=1)]  # a coin
+    [1.0, 0.0, -2.0]
     """
-    x = _centered(projections)
-    n = len(x)
-    _check_batch(B, n)
+    population = _centered(projections)
+    n = len(population)
+    check_batch_size(B, n)
     alpha = check_alpha(alpha)
-    s2, s3, s4 = ((x / B).pow(m).sum(0) for m in (2, 3, 4))
-    p1, p2, p3, p4 = (math.prod((B - j) / max(1, n - j) for j in range(m)) for m in (1, 2, 3, 4))
+    x = population / B
+    s2 = x.pow(2).sum(0)
+    s3 = x.pow(3).sum(0)
+    s4 = x.pow(4).sum(0)
+    p1, p2, p3, p4 = (_probability_of_all(m, B, n) for m in (1, 2, 3, 4))
     second = (p1 - p2) * s2
     third = (p1 - 3 * p2 + 2 * p3) * s3
-    fourth = (p1 - 7 * p2 + 12 * p3 - 6 * p4) * s4 + 3 * (p2 - 2 * p3 + p4) * s2**2 - 3 * second**2
-    k2, k3, k4 = (k * _sum_of_powers(alpha, m) for m, k in ((2, second), (3, third), (4, fourth)))
-    return Cumulants(k2, k3 / k2**1.5, k4 / k2**2)
+    from_singles = (p1 - 7 * p2 + 12 * p3 - 6 * p4) * s4
+    from_pairs = 3 * (p2 - 2 * p3 + p4) * s2**2
+    fourth = from_singles + from_pairs
+    k2 = second * cumulant_factor(alpha, 2)
+    k3 = third * cumulant_factor(alpha, 3)
+    k4 = (fourth - 3 * second**2) * cumulant_factor(alpha, 4)
+    return Cumulants(variance=k2, skewness=k3 / k2**1.5, kurtosis=k4 / k2**2)
 
 
-class CumulantRatios(NamedTuple):
-    """Skewness and excess kurtosis of NE's noise over those of plain SGD's."""
-
-    skewness: float  # at the same batch size
-    kurtosis: float
-    skewness_at_equal_covariance: float  # over those of SGD with B/c
-    kurtosis_at_equal_covariance: float
-
-
-def cumulant_ratios(alpha: float) -> CumulantRatios:
-    """How much closer to a Gaussian NE's noise is than that of plain SGD.
-
-    With σ_m = α^m + (1−α)^m, so that c = σ_2: σ_3/c^1.5 and σ_4/c² at the same batch size.  A batch of B/c, whose
-    covariance is that of NE (eq. 11), has √c and c times the skewness and excess kurtosis of B, which leaves σ_3/c²
-    and σ_4/c³.  The latter two hold for N much larger than B.
-
-    >>> [round(ratio, 3) for ratio in cumulant_ratios(2)]
-    [0.626, 0.68, 0.28, 0.136]
-    """
-    c = covariance_factor(alpha)
-    third, fourth = _sum_of_powers(alpha, 3), _sum_of_powers(alpha, 4)
-    return CumulantRatios(third / c**1.5, fourth / c**2, third / c**2, fourth / c**3)
-
-
-def _sum_of_powers(alpha: float, m: int) -> float:
-    return alpha**m + (1 - alpha) ** m
+def _probability_of_all(m: int, B: int, n: int) -> float:
+    """Probability that `m` given samples of `n` are all in a minibatch of `B`."""
+    return math.prod((B - j) / max(1, n - j) for j in range(m))
 
 
 def _centered(projections: Tensor) -> Tensor:
     if projections.ndim != 2 or len(projections) < 2:
         raise InputError(
-            f"projections must be a table [N, R] with a row for each of at least two samples, not of shape "
+            "projections must be a table [N, R] with a row for each of at least two samples, not of shape "
             f"{list(projections.shape)}."
         )
     projections = projections.double()
     return projections - projections.mean(0)
 
 
-def _check_batch(B: int, n: int) -> None:
-    if not (1 <= B <= n and int(B) == B):
-        raise InputError(f"the batch size B must be a whole number from 1 to the {n} samples, not {B!r}.")
-
-
-# ------------------------------------------------------------------------------------------------------------- tails
-
-#: Anderson–Darling: 5 % of Gaussian samples with unknown mean and variance exceed it (Stephens 1986).
-ANDERSON_5_PERCENT = 0.752
-
-
-def tails(noise: Tensor, *, seed: int = 0) -> pd.DataFrame:
-    """How far from Gaussian a noise is along random directions, as Panigrahi et al. (arXiv:1910.09626) asked.
-
-    Parameters
-    ----------
-    noise : Tensor, shape [count, R]
-        From `minibatch_noise`, 8 to 5000 updates.
-    seed : int
-        Of the Gaussian noise of the same shape that it is compared with.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row each for the statistics of `direction_tails` and the absolute skewness; columns ``noise`` (mean over
-        the directions), ``error`` (its standard error), and ``gaussian`` and ``gaussian_error``.  The errors are
-        those of the directions drawn: all directions see the same updates, so that few independent ones remain if
-        the covariance has a small effective rank.  Other seeds of the noise show what the draw of updates adds.
-    """
-    table = direction_tails(noise)
-    generator = torch.Generator().manual_seed(seed)
-    reference = direction_tails(torch.randn(noise.shape, generator=generator, dtype=torch.float64))
-    columns: dict[str, pd.Series] = {}
-    for name, error, of in (("noise", "error", table), ("gaussian", "gaussian_error", reference)):
-        of = of.assign(absolute_skewness=of["skewness"].abs())
-        columns |= {name: of.mean(), error: of.sem()}
-    return pd.DataFrame(columns).rename_axis("statistic")
-
-
 def direction_tails(noise: Tensor) -> pd.DataFrame:
-    """Skewness, excess kurtosis and tests of normality along each direction.
+    """How far from Gaussian a noise is along each direction, as Panigrahi et al. (arXiv:1910.09626) asked.
 
-    Parameters
-    ----------
-    noise : Tensor, shape [count, R]
-        8 to 5000 updates.
-
-    Returns
-    -------
-    pandas.DataFrame
-        R rows: ``skewness``, ``kurtosis`` (excess; both unbiased for a Gaussian), ``shapiro`` (Shapiro and Wilk's
-        W), ``anderson`` (Anderson and Darling's A²), and ``shapiro_rejects`` and ``anderson_rejects``: 1 where the
-        test rejects a Gaussian at 5 %.
+    `noise` [count, R], of 8 to 5000 updates, is from `minibatch_noise`.  In R rows: ``kurtosis`` (excess, unbiased for
+    a Gaussian), ``shapiro_rejects`` and ``anderson_rejects``: 1 where the test of Shapiro and Wilk, or of Anderson and
+    Darling, rejects a Gaussian at 5 %.
 
     Raises
     ------
@@ -307,33 +223,25 @@ def direction_tails(noise: Tensor) -> pd.DataFrame:
         If there are too few or too many updates, or there is no noise, or it is not finite.
     """
     if noise.ndim != 2 or not 8 <= len(noise) <= 5000:
-        raise InputError(
-            f"noise must be of shape [count, R] with 8 to 5000 updates, not {list(noise.shape)}."
-        )
+        raise InputError(f"noise must be of shape [count, R] with 8 to 5000 updates, not {list(noise.shape)}.")
     x = noise.detach().double().cpu().numpy()
     scale = x.std(0, ddof=1)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise InputError(
-            "along some direction the noise is 0 or not finite: take B below N and finite projections."
-        )
+        raise InputError("along some direction the noise is 0 or not finite: take B below N and finite projections.")
     x = np.sort((x - x.mean(0)) / scale, axis=0)
-    w, p = stats.shapiro(x, axis=0)
-    a2 = _anderson(x)
-    return pd.DataFrame(
-        {
-            "skewness": stats.skew(x, bias=False),
-            "kurtosis": stats.kurtosis(x, bias=False),
-            "shapiro": w,
-            "shapiro_rejects": (p < 0.05).astype(float),
-            "anderson": a2,
-            "anderson_rejects": (a2 * (1 + 0.75 / len(x) + 2.25 / len(x) ** 2) > ANDERSON_5_PERCENT).astype(
-                float
-            ),
-        }
-    )
+    count = len(x)
+    corrected = _anderson(x) * (1 + 0.75 / count + 2.25 / count**2)  # for the estimated mean and variance
+    columns = {
+        "kurtosis": stats.kurtosis(x, bias=False),
+        "shapiro_rejects": (stats.shapiro(x, axis=0).pvalue < 0.05).astype(float),
+        "anderson_rejects": (corrected > ANDERSON_5_PERCENT).astype(float),
+    }
+    return pd.DataFrame(columns)
 
 
 def _anderson(x: np.ndarray) -> np.ndarray:
     """A² = −n − Σ (2i−1)/n [ln Φ(x_i) + ln(1 − Φ(x_{n+1−i}))] of sorted, standardized columns."""
-    weights = np.arange(1, 2 * len(x), 2)[:, None] / len(x)
-    return -len(x) - (weights * (log_ndtr(x) + log_ndtr(-x[::-1]))).sum(0)
+    n = len(x)
+    weights = np.arange(1, 2 * n, 2)[:, None] / n
+    terms = log_ndtr(x) + log_ndtr(-x[::-1])
+    return -n - (weights * terms).sum(0)

@@ -1,10 +1,20 @@
-"""Every measure of one trained network, as one row of numbers."""
+"""Every measure of one trained network, as one row of numbers.
+
+>>> import torch
+>>> from nb_lib.lab.data import Split
+>>> model = nn.Linear(2, 2, bias=False).eval()
+>>> _ = nn.init.zeros_(model.weight)  # both classes have p = 1/2: tr H is 2 p (1 − p), times the mean of |x|² = 4
+>>> split = Split(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+>>> data = Data("two points", "", ("left", "right"), train=split, test=split)
+>>> round(measures(model, data)["hessian_trace"], 3)
+2.0
+"""
 
 from torch import nn
 
 from nb_lib.gradient_noise import gradient_diversity
 from nb_lib.hessian import hessian_eigenvalues, hessian_trace
-from nb_lib.lab.data import Data, Split
+from nb_lib.lab.data import Data
 from nb_lib.noise_sensitivity import noise_sensitivity
 from nb_lib.objective import Objective
 from nb_lib.sharpness import box_sharpness
@@ -25,24 +35,25 @@ NAMES = {
 
 
 def measures(
-    model: nn.Module, data: Data, *, samples: int = 10_000, hessian_samples: int = 2_000, starts: int = 2,
-    width: float = 0.0375, relative_width: float = 0.15, draws: int = 20, seed: int = 0,
-) -> dict[str, float]:  # fmt: skip
-    """Measure a trained network on the first samples of its training set and on its test set.
+    model: nn.Module,
+    data: Data,
+    *,
+    samples: int = 10_000,
+    hessian_samples: int = 2_000,
+    starts: int = 2,
+    width: float = 0.0375,
+    relative_width: float = 0.15,
+) -> dict[str, float]:
+    """Measure a trained network, in evaluation mode, on the first samples of its training set and of its test set.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        In evaluation mode.
     samples, hessian_samples : int
-        Most samples for box and noise, and for curvature and gradient noise, which cost more.
+        Most samples for the boxes, and for what costs more.
     starts : int
         Random starts of the box sharpness besides w*.
     width, relative_width : float
-        The noise strength a up to which the slopes s are taken, uniform and per filter; the defaults are the
-        SmoothOut paper's strengths.
-    draws : int
-        Perturbations a noise strength.
+        Noise strengths a up to which the slopes s are taken, uniform and per filter; by default SmoothOut's own.
 
     Returns
     -------
@@ -50,20 +61,24 @@ def measures(
         By the keys of `NAMES`, and "samples" and "hessian_samples", the numbers of samples used.
     """
     train = Objective(model, data.train.x[:samples], data.train.y[:samples])
-    few = _first(train, data.train, min(samples, hessian_samples))
-    test = _first(train, data.test, samples)
-    boxes = [box_sharpness(objective, starts=starts, seed=seed).maximum for objective in (train, test)]
-    slope, relative = (
-        noise_sensitivity(few, [a], adaptive=adaptive, draws=draws, seed=seed).slope(a)
-        for a, adaptive in ((width, False), (relative_width, True))
-    )
-    trace = hessian_trace(few, seed=seed)
-    found = [*boxes, *slope, *relative, trace.value, trace.error]
-    found += [hessian_eigenvalues(few, 1, seed=seed).values[0], gradient_diversity(few).trace]
-    used = {"samples": float(len(train.x)), "hessian_samples": float(len(few.x))}
-    return dict(zip(NAMES, map(float, found), strict=True)) | used
-
-
-def _first(objective: Objective, split: Split, samples: int) -> Objective:
-    """The objective's network on the first samples of another split."""
-    return objective.on(split.x[:samples], split.y[:samples])
+    test = train.on(data.test.x[:samples], data.test.y[:samples])
+    fewer = min(samples, hessian_samples)
+    few = train.on(data.train.x[:fewer], data.train.y[:fewer])
+    slope = noise_sensitivity(few, [width]).slope()
+    relative_slope = noise_sensitivity(few, [relative_width], adaptive=True).slope()
+    trace = hessian_trace(few)
+    found = {
+        "sharpness": box_sharpness(train, starts=starts).maximum,
+        "sharpness_test": box_sharpness(test, starts=starts).maximum,
+        "slope": slope.value,
+        "slope_error": slope.error,
+        "relative_slope": relative_slope.value,
+        "relative_slope_error": relative_slope.error,
+        "hessian_trace": trace.value,
+        "hessian_trace_error": trace.error,
+        "top_eigenvalue": hessian_eigenvalues(few, 1).values[0],
+        "gradient_trace": gradient_diversity(few).trace,
+        "samples": len(train.x),
+        "hessian_samples": len(few.x),
+    }
+    return {name: float(value) for name, value in found.items()}

@@ -1,12 +1,13 @@
 """SmoothOut and AdaSmoothOut: minimize a smoothed loss, which has no sharp minima.
 
 Wen et al., *SmoothOut: Smoothing out sharp minima to improve generalization in deep learning*, arXiv:1805.07898.
-Every update is taken at randomly perturbed weights and applied to the clean ones (Algorithm 1):
+Every update is taken at randomly perturbed weights and applied to the clean ones (Algorithm 1, SmoothOut eq. 11):
 
     theta ~ U(-a, a)^m;   g = grad C(w + theta);   w <- w - eta g
 
-so that, on average, it follows the gradient of the smoothed loss C̄(w; a) = E C(w + theta) (eqs. 1, 5).
-AdaSmoothOut scales the noise of each filter or neuron f to its weights (eq. 12): theta_f = a |w_f| n_f / |n_f|.
+so that, on average, it follows the gradient of the smoothed loss C̄(w; a) = E C(w + theta) (SmoothOut eqs. 1, 5, 8),
+in which theta counts as a constant (SmoothOut eq. 10).  AdaSmoothOut scales the noise of each filter or neuron f to
+its weights (SmoothOut eq. 12): theta_f = a |w_f| n_f / |n_f|.
 """
 
 from collections.abc import Iterator
@@ -28,39 +29,51 @@ _ODD = 0x0001_0001_0001_0001
 _DRAWS = 4  # perturbations that one filling of the words serves
 
 
+def scaled_to_rows(n: Tensor, w: Tensor) -> Tensor:
+    """Noise as long as the weights, ‖w_f‖ n_f / ‖n_f‖ for every row f of [rows, width]: SmoothOut eq. 12 without a.
+
+    >>> scaled_to_rows(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 10.0]]))
+    tensor([[6., 8.]])
+    """
+    return n * _length_ratio(n, w)
+
+
+def _length_ratio(n: Tensor, w: Tensor) -> Tensor:
+    smallest = torch.finfo(n.dtype).eps  # a draw of exactly 0 gets no noise, not 0 · ∞
+    n_norm = torch.linalg.vector_norm(n, dim=1, keepdim=True).clamp_min_(smallest)
+    w_norm = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    return w_norm.div_(n_norm)
+
+
 class SmoothOut:
-    """Weight noise for a training step, taken off again to the last bit.
+    """Weight noise for a training step (SmoothOut eqs. 5, 11), taken off again to the last bit.
 
-    Either around forward and backward pass, in a loop of yours::
-
-        smooth = SmoothOut(model, a=0.0375)
-        with smooth.perturbed():
-            criterion(model(x), y).backward()
-        optimizer.step()
-
-    or as hooks, for a loop you cannot edit: ``smooth.attach(optimizer)``.
+    Either around forward and backward pass, ``with smooth.perturbed(): criterion(model(x), y).backward()``, or, for a
+    loop you cannot edit, as hooks: ``smooth.attach(optimizer)``.
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : Module
         Already on its device and in its precision.
     a : float
         Noise strength, at least 0: half-width of the uniform noise, standard deviation of the normal one, or, if
         `adaptive`, the ratio |theta_f| / |w_f|.  0 is no noise; ``smooth.a = ...`` changes it between steps.
     distribution : {"uniform", "normal"}
     adaptive : bool
-        AdaSmoothOut, eq. 12.  A bias entry is a neuron of its own, so its noise is ±a|b|, as in the authors' code.
+        AdaSmoothOut (SmoothOut eq. 12).  A bias entry has noise of its own, ±a|b|, as in the authors' code.
     include : str or callable
-        Which parameters are perturbed (see `flat.FlatParameters`); weights and biases, not normalization, by default.
+        Which parameters are perturbed (see `lab.weight_vector`); by default all but those of normalization.
     denoise : bool
         False leaves the noise in the weights, where it accumulates: the ablation of section IV-C.
     seed : int
         Of this object's own random generator.  Give every rank of a parallel run its own.
 
-    Notes
-    -----
-    Beside the model's weights it keeps one clean copy and random words of twice their size in float32 (and one
-    vector more if `adaptive`).  A perturbation and its return are three operations, and one draw for every four.
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> clean = layer.weight.clone()
+    >>> with SmoothOut(layer, a=0.1).perturbed():
+    ...     theta = layer.weight - clean
+    >>> bool((theta.abs() < 0.1).all()), torch.equal(layer.weight, clean)
+    (True, True)
     """
 
     def __init__(
@@ -74,24 +87,26 @@ class SmoothOut:
         denoise: bool = True,
         seed: int = 0,
     ) -> None:
-        self.model, self.a, self.denoise = model, a, denoise
-        self.distribution, self.adaptive = known("distribution", distribution, DISTRIBUTIONS), adaptive
-        self.flat = FlatParameters(model, include)
-        device = self.flat.work.device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.model = model
+        self.a = a
+        self.distribution = known("distribution", distribution, DISTRIBUTIONS)
+        self.adaptive = adaptive
+        self.denoise = denoise
+        self.flat = flat = FlatParameters(model, include)
+        self.generator = torch.Generator(flat.work.device).manual_seed(seed)
+        self._noisy = False
         self._unused: list[Tensor] = []
         if distribution == "uniform":
-            self._words = torch.empty(len(self.flat), dtype=torch.int64, device=device)
+            self._words = torch.empty(len(flat), dtype=torch.int64, device=flat.work.device)
             self._draws = list(self._words.view(torch.int16).view(_DRAWS, -1))
         if adaptive:
-            self._noise = torch.empty_like(self.flat.work)
-            columns = (self._noise, self.flat.clean, self.flat.work)
-            self._rows = list(zip(*(self.flat.rows(vector) for vector in columns), strict=True))
-        self._noisy = False
+            self._noise = torch.empty_like(flat.work)
+            n, w, noisy = flat.rows(self._noise), flat.rows(flat.clean), flat.rows(flat.work)
+            self._rows = list(zip(n, w, noisy, strict=True))
 
     @property
     def a(self) -> float:
-        """Noise strength, at least 0; may be changed between steps."""
+        """Noise strength."""
         return self._a
 
     @a.setter
@@ -100,31 +115,21 @@ class SmoothOut:
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Weights w + θ inside, bitwise w again outside, also after an exception.
-
-        Call ``backward()`` inside: afterwards it raises, because the weights it needs are gone.
-        """
+        """Weights w + θ inside, where ``backward()`` belongs, and bitwise w again outside, also after an exception."""
         if self._noisy:
-            raise InputError(
-                "the weights are perturbed already: leave the first perturbed() block before the next."
-            )
+            raise InputError("the weights are perturbed already: leave the first perturbed() block before the next.")
         self._perturb()
         try:
             yield
         finally:
-            self._return()
+            self._denoise()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> ExitStack:
         """Do the same through hooks, for a training loop that cannot be edited.
 
         Every training forward pass (``model.training`` and gradients enabled) draws fresh noise; the optimizer's
         step, an evaluation and ``state_dict()`` come first back to the clean weights.  Between a training forward
-        pass and the step the parameters are noisy.
-
-        Returns
-        -------
-        contextlib.ExitStack
-            ``close()`` it, or use it in ``with``, to take the hooks off again.
+        pass and the step the parameters are noisy.  ``close()`` the result, or leave its ``with``, to end this.
         """
 
         def before_forward(model: nn.Module, _: Any) -> None:
@@ -133,44 +138,43 @@ class SmoothOut:
             if model.training and torch.is_grad_enabled():
                 self._perturb()
             else:
-                self._return()
+                self._denoise()
 
         def before_state(model: nn.Module, *_: Any) -> None:
             if model is self.model:
-                self._return()
+                self._denoise()
 
         def before_step(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            self._return()
-            return tuple(map(self._then_return, args)), {k: self._then_return(v) for k, v in kwargs.items()}
+            self._denoise()
+            clean_args = tuple(self._then_denoise(argument) for argument in args)
+            clean_kwargs = {name: self._then_denoise(argument) for name, argument in kwargs.items()}
+            return clean_args, clean_kwargs
 
         stack = ExitStack()
-        stack.callback(self._return)
-        for handle in (
-            self.model.register_forward_pre_hook(before_forward),
-            self.model.register_state_dict_pre_hook(before_state),
-            self.model.register_load_state_dict_pre_hook(before_state),
-            optimizer.register_step_pre_hook(before_step),
-        ):
-            stack.callback(handle.remove)
+        stack.callback(self._denoise)
+        stack.callback(self.model.register_forward_pre_hook(before_forward).remove)
+        stack.callback(self.model.register_state_dict_pre_hook(before_state).remove)
+        stack.callback(self.model.register_load_state_dict_pre_hook(before_state).remove)
+        stack.callback(optimizer.register_step_pre_hook(before_step).remove)
         return stack
 
-    def _then_return(self, argument: Any) -> Any:
+    def _then_denoise(self, argument: Any) -> Any:
         """Make of an optimizer's closure one that ends at the clean weights, where the update belongs."""
         if not callable(argument):
             return argument
 
         def closure() -> Any:
             loss = argument()
-            self._return()
+            self._denoise()
             return loss
 
         return closure
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the noise: what a resumed run needs, beside model and optimizer, to continue bit for bit."""
-        if not self._unused:
-            return {"a": self.a, "generator": self.generator.get_state(), "used": 0}
-        return {"a": self.a, "generator": self._drawn_from, "used": _DRAWS - len(self._unused)}
+        """What a resumed run needs, beside model and optimizer, to continue bit for bit."""
+        if self._unused:
+            return {"a": self.a, "generator": self._drawn_from, "used": _DRAWS - len(self._unused)}
+        return {"a": self.a, "generator": self.generator.get_state(), "used": 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the noise where `state_dict` was taken."""
@@ -182,43 +186,39 @@ class SmoothOut:
 
     @torch.no_grad()
     def _perturb(self) -> None:
-        """Set the weights to clean ones + noise; those there now are the clean ones, unless they are noisy already."""
-        if not self.a:
-            return self._return()
+        """Set the weights to w + θ; those there now are the clean w, unless they are noisy already."""
+        if self.a == 0:
+            self._denoise()
+            return
         if not (self._noisy and self.denoise):
             self.flat.save()
         self._noisy = True
-        clean, work = self.flat.clean, self.flat.work
+        w, noisy, unit = self.flat.clean, self.flat.work, self.a * _UNIT
         if self.adaptive:
-            self._scale_to_rows()
-        elif self.distribution == "normal":
-            torch.normal(clean, self.a, generator=self.generator, out=work)
-        elif (
-            work.itemsize < 4
-        ):  # alpha would be rounded to half precision, where a/2¹⁵ may be no number at all
-            torch.add(clean, self._next_odd() * (self.a * _UNIT), out=work)
-        else:
-            torch.add(clean, self._next_odd(), alpha=self.a * _UNIT, out=work)
+            self._add_adaptive_noise()
+        elif self.distribution == "normal":  # θ ~ N(0, a²)
+            torch.normal(w, self.a, generator=self.generator, out=noisy)
+        elif w.itemsize < 4:  # half precision, in which a/2¹⁵ as a factor of torch's may be no number at all
+            torch.add(w, self._next_odd() * unit, out=noisy)
+        else:  # θ ~ U(−a, a), in one pass over memory; torch calls the factor alpha, which is not that of NE
+            torch.add(w, self._next_odd(), alpha=unit, out=noisy)
         self.flat.written()
-        return None
 
     @torch.no_grad()
-    def _return(self) -> None:
+    def _denoise(self) -> None:
+        """Put the clean weights back, where the update belongs (Algorithm 1)."""
         if self._noisy and self.denoise:
             self.flat.restore()
         self._noisy = False
 
-    def _scale_to_rows(self) -> None:
-        """work_f = w_f + a |w_f| n_f / |n_f| for every filter or neuron f (eq. 12)."""
+    def _add_adaptive_noise(self) -> None:
+        """Set every filter or neuron to w_f + a ‖w_f‖ n_f / ‖n_f‖ (SmoothOut eq. 12)."""
         if self.distribution == "normal":
             self._noise.normal_(generator=self.generator)
         else:
             torch.mul(self._next_odd(), _UNIT, out=self._noise)
-        eps = torch.finfo(self._noise.dtype).eps  # a draw of exactly 0 gets no noise, not 0 · ∞
-        for n, w, out in self._rows:  # a handful of matrices: the layout keeps rows of equal width together
-            n_norm = torch.linalg.vector_norm(n, dim=1, keepdim=True).clamp_min_(eps)
-            w_norm = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-            torch.addcmul(w, n, w_norm.div_(n_norm), value=self.a, out=out)
+        for n, w, noisy in self._rows:  # a handful of matrices: the layout keeps rows of equal width together
+            torch.addcmul(w, n, _length_ratio(n, w), value=self.a, out=noisy)
 
     def _next_odd(self) -> Tensor:
         """Odd 16-bit integers, one for each perturbed parameter, each used once."""

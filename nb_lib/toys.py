@@ -1,7 +1,7 @@
 """Losses of one and two weights with a sharp and a flat minimum, and their exact smoothed forms.
 
 Every `Landscape` belongs to one family that smoothing with independent noise on each coordinate keeps in closed form
-(SmoothOut eqs. 1, 5, 14).  `nb_lib.walkers` lets SGD and both methods loose on them.
+(SmoothOut eqs. 1, 5, 14, 15).  `nb_lib.walkers` lets SGD and both methods loose on them.
 
 Weights `w` of a one-dimensional loss have any shape [...], of a two-dimensional one the shape [..., 2].
 """
@@ -12,16 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from nb_lib.errors import InputError, check_strength, known
 from nb_lib.lab.names import DISTRIBUTIONS
+from nb_lib.minima import Rims, crossing, last_minimum, minima, rims  # noqa: F401 (the notebooks ask for them here)
 
 Array = NDArray[np.float64]
-
-
-# ------------------------------------------------------------------------------------------------ losses
 
 
 class Dip(NamedTuple):
@@ -44,12 +41,12 @@ class Landscape:
         Depth A_j, center μ_j, width σ_j > 0.
     amplitude, frequency : float
         R and ω of the ripple.
-    offset : float
 
-    Raises
-    ------
-    InputError
-        If a value is not finite, a width not positive, or the shapes do not belong to one or two dimensions.
+    >>> bowl = Landscape((3.0,))
+    >>> float(bowl(2.0)), float(bowl.gradient(2.0)), float(bowl.curvature(2.0))
+    (6.0, 6.0, 3.0)
+    >>> float(bowl(2.0, a=1.0))  # smoothed: + k/2 times a²/3, the variance of U(−a, a)
+    6.5
     """
 
     curvatures: tuple[float, ...]
@@ -59,15 +56,17 @@ class Landscape:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.dim not in (1, 2) or any(
-            len(d.center) != self.dim or len(d.width) != self.dim for d in self.dips
-        ):
-            raise InputError(
-                "a toy loss has one or two weights: give so many curvatures, and as many to each dip."
-            )
-        numbers = [self.offset, self.amplitude, self.frequency, *self.curvatures]
-        numbers += [number for depth, center, width in self.dips for number in (depth, *center, *width)]
-        if not np.all(np.isfinite(numbers)) or any(width <= 0 for dip in self.dips for width in dip.width):
+        numbers = [*self.curvatures, self.offset, self.amplitude, self.frequency]
+        widths: list[float] = []
+        dimensions = {self.dim}
+        for dip in self.dips:
+            numbers += [dip.depth, *dip.center, *dip.width]
+            widths += dip.width
+            dimensions |= {len(dip.center), len(dip.width)}
+        if dimensions not in ({1}, {2}):
+            raise InputError("a toy loss has one or two weights: give so many curvatures, and as many to each dip.")
+        finite = np.all(np.isfinite(numbers))
+        if not finite or min(widths, default=1) <= 0:
             raise InputError("every parameter of a toy loss must be finite, and every width positive.")
 
     @property
@@ -75,85 +74,103 @@ class Landscape:
         """Number of weights, 1 or 2."""
         return len(self.curvatures)
 
-    def __call__(self, w: ArrayLike, a: float = 0.0, noise: str = "uniform") -> Array:
-        """L̄(w; a) = E L(w + θ) (SmoothOut eq. 5), in closed form; a = 0 is L itself.
+    def __call__(self, w: ArrayLike, a: float = 0.0, distribution: str = "uniform") -> Array:
+        """L̄(w; a) = E L(w + θ), of shape [...] (SmoothOut eqs. 1, 5, 14), in closed form; a = 0 is L itself.
 
-        Parameters
-        ----------
-        w : array, shape [...] or [..., 2]
-        a : float
-            At least 0: θ_i is uniform in (−a, a), or normal of standard deviation a.
-        noise : str
-            One of `DISTRIBUTIONS`.
-
-        Returns
-        -------
-        array, shape [...]
+        θ_i is uniform in (−a, a), or with the distribution ``"normal"`` has the standard deviation a.
         """
-        return self._partial(w, (0,) * self.dim, a, noise)
+        none = (0,) * self.dim
+        return self._derivative(w, none, a, distribution)
 
-    def gradient(self, w: ArrayLike, a: float = 0.0, noise: str = "uniform") -> Array:
+    def gradient(self, w: ArrayLike, a: float = 0.0, distribution: str = "uniform") -> Array:
         """∇L̄(w; a), of the shape of `w` (SmoothOut eq. 15 for uniform noise); arguments as for the loss."""
         if self.dim == 1:
-            return self._partial(w, (1,), a, noise)
-        return np.stack([self._partial(w, orders, a, noise) for orders in ((1, 0), (0, 1))], axis=-1)
+            return self._derivative(w, (1,), a, distribution)
+        along_x = self._derivative(w, (1, 0), a, distribution)
+        along_y = self._derivative(w, (0, 1), a, distribution)
+        return np.stack([along_x, along_y], axis=-1)
 
-    def curvature(self, w: ArrayLike, a: float = 0.0, noise: str = "uniform") -> Array:
+    def curvature(self, w: ArrayLike, a: float = 0.0, distribution: str = "uniform") -> Array:
         """L̄''(w; a) of shape [...], in two dimensions the Hessian [..., 2, 2]; arguments as for the loss."""
         if self.dim == 1:
-            return self._partial(w, (2,), a, noise)
-        xx, xy, yy = (self._partial(w, orders, a, noise) for orders in ((2, 0), (1, 1), (0, 2)))
-        return np.stack([np.stack([xx, xy], axis=-1), np.stack([xy, yy], axis=-1)], axis=-1)
+            return self._derivative(w, (2,), a, distribution)
+        xx = self._derivative(w, (2, 0), a, distribution)
+        xy = self._derivative(w, (1, 1), a, distribution)
+        yy = self._derivative(w, (0, 2), a, distribution)
+        along_x = np.stack([xx, xy], axis=-1)
+        along_y = np.stack([xy, yy], axis=-1)
+        return np.stack([along_x, along_y], axis=-1)
 
-    def smoothed(self, a: float, noise: str = "uniform") -> "Smoothed":
+    def smoothed(self, a: float, distribution: str = "uniform") -> "Smoothed":
         """L̄(·; a) as a loss of its own, for `walk` without any noise."""
-        return Smoothed(self, check_strength(a), known("kind of noise", noise, DISTRIBUTIONS))
+        known("distribution", distribution, DISTRIBUTIONS)
+        a = check_strength(a)
+        return Smoothed(self, a, distribution)
 
-    def _partial(self, w: ArrayLike, orders: tuple[int, ...], a: float, noise: str) -> Array:
+    def _derivative(self, w: ArrayLike, orders: tuple[int, ...], a: float, distribution: str) -> Array:
         """∂^orders L̄(w; a): order 0, 1 or 2 in each coordinate, 2 in all."""
-        known("kind of noise", noise, DISTRIBUTIONS)
+        known("distribution", distribution, DISTRIBUTIONS)
         a = check_strength(a)
         x = by_coordinate(w, self.dim)
         total = np.zeros(x.shape[1:])
-        for depth, center, width in self.dips:  # a product smooths factor by factor
-            total -= depth * math.prod(
-                _bump(x[i] - center[i], width[i], orders[i], a, noise) for i in range(self.dim)
-            )
-        variance = a**2 / 3 if noise == "uniform" else a**2
-        k, r, om = self.curvatures, self.amplitude, self.frequency
-        damped = r * (np.sinc(om * a / np.pi) if noise == "uniform" else math.exp(-((om * a) ** 2) / 2))
-        if sum(orders) == 0:
+        order_of_all = sum(orders)
+        for depth, center, width in self.dips:  # a product is smoothed factor by factor
+            product = np.ones_like(total)
+            for i in range(self.dim):
+                z = x[i] - center[i]
+                product = product * _bump(z, width[i], orders[i], a, distribution)
+            total -= depth * product
+        if order_of_all == 0:
             total += self.offset
-        for i in range(self.dim):  # bowl and ripple: sums over the coordinates, so no mixed derivatives
-            if sum(orders) == 0:
-                total += k[i] / 2 * (x[i] ** 2 + variance) + r - damped * np.cos(om * x[i])
-            elif orders[i] == 1 == sum(orders):
-                total += k[i] * x[i] + om * damped * np.sin(om * x[i])
-            elif orders[i] == 2:
-                total += k[i] + om**2 * damped * np.cos(om * x[i])
+        for i in range(self.dim):
+            order = orders[i]
+            if order == order_of_all:  # bowl and ripple have no mixed derivatives
+                total += self._bowl_and_ripple(i, x[i], order, a, distribution)
         return total[()]
+
+    def _bowl_and_ripple(self, i: int, x: Array, order: int, a: float, distribution: str) -> Array:
+        """Derivative of the given order of E [k_i (x + θ)²/2 + R (1 − cos ω (x + θ))]."""
+        k = self.curvatures[i]
+        omega = self.frequency
+        phase = omega * x
+        spread = omega * a
+        if distribution == "uniform":
+            variance = a**2 / 3
+            damping = float(np.sinc(spread / np.pi))  # sin(ωa)/(ωa)
+        else:
+            variance = a**2
+            damping = math.exp(-(spread**2) / 2)
+        damped = self.amplitude * damping
+        if order == 0:
+            bowl = k / 2 * (x**2 + variance)
+            return bowl + self.amplitude - damped * np.cos(phase)
+        if order == 1:
+            slope = omega * damped
+            return k * x + slope * np.sin(phase)
+        curvature = omega**2 * damped
+        return k + curvature * np.cos(phase)
 
 
 @dataclass(frozen=True)
 class Smoothed:
-    """The loss L̄(w; a) of `loss`, with a and the kind of noise fixed."""
+    """The loss L̄(w; a) of `loss`, with a (the half-width of the box of SmoothOut eq. 13) and the distribution fixed."""
 
     loss: Landscape
     a: float
-    noise: str
+    distribution: str
 
     @property
     def dim(self) -> int:
-        """Number of weights, 1 or 2."""
+        """As of the loss."""
         return self.loss.dim
 
     def __call__(self, w: ArrayLike) -> Array:
         """L̄(w; a)."""
-        return self.loss(w, self.a, self.noise)
+        return self.loss(w, self.a, self.distribution)
 
     def gradient(self, w: ArrayLike) -> Array:
         """∇L̄(w; a)."""
-        return self.loss.gradient(w, self.a, self.noise)
+        return self.loss.gradient(w, self.a, self.distribution)
 
 
 def two_wells(
@@ -165,14 +182,14 @@ def two_wells(
     bowl: float = 0.2,
     gap: float = 2.0,
 ) -> Landscape:
-    """A sharp well at −gap/2 and a flat one at gap/2 in a weak bowl: the picture of SmoothOut's Fig. 1 (a).
-
-    Depths and curvatures are positive; a well is sqrt(depth/curvature) wide.
-    """
+    """A sharp well at −gap/2 and a flat one at gap/2, sqrt(depth/curvature) wide, in a bowl (SmoothOut, Fig. 1)."""
     if not (min(sharp_depth, sharp_curvature, flat_depth, flat_curvature) > 0):
         raise InputError("depths and curvatures of the two wells must be positive.")
-    sharp = Dip(sharp_depth, (-gap / 2,), (math.sqrt(sharp_depth / sharp_curvature),))
-    flat = Dip(flat_depth, (gap / 2,), (math.sqrt(flat_depth / flat_curvature),))
+    sharp_width = math.sqrt(sharp_depth / sharp_curvature)
+    flat_width = math.sqrt(flat_depth / flat_curvature)
+    half = gap / 2
+    sharp = Dip(sharp_depth, (-half,), (sharp_width,))
+    flat = Dip(flat_depth, (half,), (flat_width,))
     return Landscape((bowl,), (sharp, flat), offset=1.0)
 
 
@@ -180,29 +197,13 @@ def bowl_with_dip(
     *, curvature: float = 1.0, dip_depth: float = 1.3, dip_width: float = 0.05, dip_at: float = -1.5
 ) -> Landscape:
     """A bowl whose minimum, at 0, is flat, with a narrow and deeper dip on its flank."""
-    return Landscape((curvature,), (Dip(dip_depth, (dip_at,), (dip_width,)),))
+    dip = Dip(dip_depth, (dip_at,), (dip_width,))
+    return Landscape((curvature,), (dip,))
 
 
-def ripples(*, curvature: float = 1.0, amplitude: float = 1.0, frequency: float = 12.0) -> Landscape:
-    """A bowl with ripples, k w²/2 + R (1 − cos ω w): smoothing is a low-pass filter."""
-    return Landscape((curvature,), amplitude=amplitude, frequency=frequency)
-
-
-def two_wells_2d(
-    *,
-    sharp_depth: float = 1.0,
-    sharp_width: float = 0.05,
-    flat_depth: float = 0.8,
-    width: float = 0.6,
-    bowl: float = 0.05,
-) -> Landscape:
-    """A well at (−1, −0.5) that is sharp along the first axis only, and a round flat one at (1, 0.5).
-
-    `sharp_width` is the one narrow width, `width` the three others; a width belongs to curvature depth/width².
-    """
-    sharp = Dip(sharp_depth, (-1.0, -0.5), (sharp_width, width))
-    flat = Dip(flat_depth, (1.0, 0.5), (width, width))
-    return Landscape((bowl, bowl), (sharp, flat), offset=1.0)
+def ripples() -> Landscape:
+    """A bowl with ripples, w²/2 + 1 − cos 12w: smoothing is a low-pass filter."""
+    return Landscape((1.0,), amplitude=1.0, frequency=12.0)
 
 
 def quadratic(*curvatures: float) -> Landscape:
@@ -210,31 +211,41 @@ def quadratic(*curvatures: float) -> Landscape:
     return Landscape(curvatures)
 
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)  # of Gauss-Legendre quadrature over (−1, 1)
 
 
-def _bump(z: Array, width: float, order: int, a: float, noise: str) -> Array:
+def _bump(z: Array, width: float, order: int, a: float, distribution: str) -> Array:
     """Derivative of the given order of E g(z + θ), g(z) = exp(−z²/(2 width²))."""
-    if noise == "normal" or a == 0:
-        square = width**2 + a**2
-        return width / math.sqrt(square) * _gaussian(z, square, order)
     square = width**2
-    if (
-        a < 0.1 * width
-    ):  # the differences below would cancel; six Gauss-Legendre nodes are exact to rounding here
-        return np.average(
-            [_gaussian(z + a * node, square, order) for node in _NODES], axis=0, weights=_WEIGHTS
-        )
-    if order == 0:
+    if distribution == "normal" or a == 0:
+        wider = square + a**2
+        lower = width / math.sqrt(wider)
+        return lower * _gaussian(z, wider, order)
+    if a < 0.1 * width:  # the differences below would cancel; six nodes are exact to rounding here
+        thetas = a * _NODES
+        values = [_gaussian(z + theta, square, order) for theta in thetas]
+        return np.average(values, axis=0, weights=_WEIGHTS)
+    if order == 0:  # SmoothOut eq. 14
         z = -np.abs(z)  # even; ndtr is precise in its lower tail
-        return width * math.sqrt(2 * math.pi) / (2 * a) * (ndtr((z + a) / width) - ndtr((z - a) / width))
-    return (_gaussian(z + a, square, order - 1) - _gaussian(z - a, square, order - 1)) / (2 * a)
+        area = width * math.sqrt(2 * math.pi)
+        right = ndtr((z + a) / width)
+        left = ndtr((z - a) / width)
+        return area / (2 * a) * (right - left)
+    right = _gaussian(z + a, square, order - 1)
+    left = _gaussian(z - a, square, order - 1)
+    return (right - left) / (2 * a)  # SmoothOut eq. 15
 
 
 def _gaussian(z: Array, square: float, order: int) -> Array:
     """Derivative of the given order of exp(−z²/(2 square))."""
-    g = np.exp(z**2 / (-2 * square))
-    return (g, -z / square * g, (z**2 / square - 1) / square * g)[order] if order else g
+    exponent = z**2 / (-2 * square)
+    g = np.exp(exponent)
+    if order == 0:
+        return g
+    if order == 1:
+        return -z / square * g
+    curvature = (z**2 / square - 1) / square
+    return curvature * g
 
 
 def by_coordinate(w: ArrayLike, dim: int) -> Array:
@@ -242,7 +253,7 @@ def by_coordinate(w: ArrayLike, dim: int) -> Array:
     w = np.asarray(w, dtype=float)
     if dim == 1:
         return w[None]
-    if w.ndim == 0 or w.shape[-1] != dim:
+    if w.shape[-1:] != (dim,):
         raise InputError(f"weights of a loss in two dimensions have the shape [..., 2], not {list(w.shape)}.")
     return np.moveaxis(w, -1, 0)
 
@@ -250,82 +261,3 @@ def by_coordinate(w: ArrayLike, dim: int) -> Array:
 def by_weights(x: Array, dim: int) -> Array:
     """Inverse of `by_coordinate`."""
     return x[0] if dim == 1 else np.moveaxis(x, 0, -1)
-
-
-# ------------------------------------------------------------------------------------------------ minima
-
-
-def minima(
-    loss: Landscape, a: float = 0.0, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0
-) -> Array:
-    """Local minima of L̄(·; a) of a one-dimensional loss between `low` and `high`, as rows (position, value)."""
-    brackets = _brackets(loss, a, noise, low, high)
-    at = np.array([brentq(loss.gradient, *bracket, args=(a, noise), xtol=1e-12) for bracket in brackets])
-    return np.stack([at, loss(at, a, noise)], axis=-1)
-
-
-def crossing(
-    loss: Landscape, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0
-) -> float | None:
-    """Smallest a at which the lower of the two minima of L̄(·; a) changes; None if one disappears before.
-
-    Also None if L itself has not exactly two minima between `low` and `high`.
-    """
-
-    def difference(a: float) -> float:
-        found = minima(loss, a, noise, low=low, high=high)[:, 1]
-        return found[0] - found[1] if len(found) == 2 else math.nan
-
-    before, start = 0.0, difference(0.0)
-    for a in _strengths(loss, low, high):
-        now = difference(a)
-        if math.isnan(now):
-            return None
-        if now * start < 0:
-            return float(brentq(difference, before, a, xtol=1e-9))
-        before = a
-    return None
-
-
-def last_minimum(loss: Landscape, noise: str = "uniform", *, low: float = -3.0, high: float = 3.0) -> float:
-    """Smallest a from which on L̄(·; a) keeps a single minimum between `low` and `high`.
-
-    0 if L has no second one; infinity if there are several even at a = high − low.
-    """
-
-    def single(a: float) -> bool:
-        return len(_brackets(loss, a, noise, low, high)) <= 1
-
-    above = math.inf
-    for a in [*_strengths(loss, low, high)[::-1], 0.0]:
-        if not single(a):
-            break
-        above = a
-    if not 0 < above < math.inf:
-        return float(above)
-    below = a
-    while above - below > 1e-6 * above:
-        middle = (below + above) / 2
-        below, above = (below, middle) if single(middle) else (middle, above)
-    return float(above)
-
-
-def _brackets(loss: Landscape, a: float, noise: str, low: float, high: float) -> list[tuple[float, float]]:
-    """Neighboring points of a grid finer than all scales of L between which the slope of L̄ turns positive."""
-    if loss.dim != 1 or not low < high:
-        raise InputError("minima are listed for a loss in one dimension, between low and a larger high.")
-    grid = np.linspace(low, high, 1 + math.ceil((high - low) / min(0.01, _scale(loss) / 10)))
-    slope = loss.gradient(grid, a, noise)
-    turns = np.flatnonzero((slope[:-1] < 0) & (slope[1:] >= 0))
-    return [(grid[i], grid[i + 1]) for i in turns]
-
-
-def _scale(loss: Landscape) -> float:
-    """Shortest length on which L changes."""
-    widths = [width for dip in loss.dips for width in dip.width]
-    return min([1.0, *widths, *([1 / abs(loss.frequency)] if loss.frequency else [])])
-
-
-def _strengths(loss: Landscape, low: float, high: float) -> Array:
-    """Noise strengths from well below the shortest scale of L up to the whole interval."""
-    return np.geomspace(_scale(loss) / 20, high - low, 120)

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nb_lib.lab import sweeps
-from nb_lib.lab.forecast import Forecast
+from nb_lib.lab import tasks, workers
 from nb_lib.lab.runs import Run
 from nb_lib.lab.store import RunStore, read_lines, write_lines
 from nb_lib.lab.sweeps import sweep
@@ -59,9 +58,7 @@ def test_what_is_nearly_done_is_ended_first(clock, tmp_path):
     assert clock.now == 5 + 1
 
 
-def test_records_say_how_many_epochs_a_stopping_rule_takes_and_those_of_this_machine_how_long(
-    clock, tmp_path
-):
+def test_records_say_how_many_epochs_a_stopping_rule_takes_and_those_of_this_machine_how_long(clock, tmp_path):
     rule = replace(SMALL, stop_below=0.2, lr=3e-3, epochs=500)
     [known] = sweep([rule], progress=False)
     assert 10 < known.epochs < 100
@@ -110,7 +107,7 @@ def test_checkpoints_of_other_sweeps_and_damaged_ones_are_left_alone(clock, tmp_
 
 
 def test_a_forecast_scales_with_networks_and_minibatches():
-    forecast = Forecast()
+    forecast = workers.Forecast()
     assert forecast.epoch(SEEDS) == 0
     assert math.isnan(forecast.rest(SEEDS))
     forecast.learn(SMALL, 2, 6.0)
@@ -135,10 +132,10 @@ def test_what_took_long_elsewhere_or_earlier_keeps_no_other_network_from_beginni
 
 def test_a_published_time_serves_where_no_record_does():
     run = Run(network="ne-f1", dataset="fashion-mnist", batch_size=900, stop_below=0.001, epochs=2000)
-    assert Forecast().epochs([run]) == pytest.approx(10934 / 67)
-    assert math.isnan(Forecast().epochs([replace(run, batch_size=800)]))
-    assert math.isnan(Forecast().epochs([replace(run, train_size=1500)]))
-    assert Forecast().epochs([replace(run, stop_below=None)]) == 2000
+    assert workers.Forecast().epochs([run]) == pytest.approx(10934 / 67)
+    assert math.isnan(workers.Forecast().epochs([replace(run, batch_size=800)]))
+    assert math.isnan(workers.Forecast().epochs([replace(run, train_size=1500)]))
+    assert workers.Forecast().epochs([replace(run, stop_below=None)]) == 2000
 
 
 # ------------------------------------------------------------------------------------------ elsewhere, and home
@@ -154,12 +151,12 @@ def test_what_is_done_elsewhere_is_neither_trained_nor_returned(tmp_path, capsys
 def test_one_file_to_carry_home_is_kept_while_the_sweep_goes_on(tmp_path, monkeypatch):
     home, seen = tmp_path / "home.jsonl", []
 
-    def attempt(self, group, *rest, original=sweeps._Task._attempt):
+    def attempt(self, group, *rest, original=tasks.Task._attempt):
         seen.append(len(read_lines(home)))
         return original(self, group, *rest)
 
     write_lines(sweep([SEEDS[1]], progress=False), home)  # what is in it stays
-    monkeypatch.setattr(sweeps._Task, "_attempt", attempt)
+    monkeypatch.setattr(tasks.Task, "_attempt", attempt)
     runs = [replace(SMALL, batch_size=b) for b in (125, 60, 50)]
     sweep(runs, tmp_path / "store", into=home)
     assert seen == [1, 2, 3]
@@ -180,9 +177,7 @@ def test_the_account_has_a_line_for_each_experiment(tmp_path, capsys):
     assert third[:6] == ["third", "0", "0", "0", "0", "0"]
     assert first[7] == records[0].provenance["device"]
     seconds = sum(r.wall_time / r.provenance["side_by_side"] for r in records[:2])
-    assert float(first[6].replace(",", "")) == pytest.approx(
-        sum(r.samples for r in records[:2]) / seconds, abs=1
-    )
+    assert float(first[6].replace(",", "")) == pytest.approx(sum(r.samples for r in records[:2]) / seconds, abs=1)
     assert lines[4].startswith("6 runs: 4 trained now, 1 were stored, 1 done elsewhere; 5 finished")
 
 
@@ -192,29 +187,30 @@ def test_the_account_has_a_line_for_each_experiment(tmp_path, capsys):
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
     """Sweep as on a GPU, but here: plain runs are taken for small ones, for a second process, which is a real one."""
-    monkeypatch.setattr(sweeps, "_host_bound", lambda group: group[0].alpha == 1)
+    monkeypatch.setattr(workers, "_host_bound", lambda group: group[0].alpha == 1)
     bar = SimpleNamespace(set_description=lambda _: None, set_postfix_str=lambda _: None)
 
     def run(runs, measure=None):
-        task = sweeps._Task(RunStore(tmp_path), "cpu", None, False, measure, False, math.inf)
-        return list(sweeps._beside(Forecast(), task, [[run] for run in runs], bar))
+        task = tasks.Task(RunStore(tmp_path), "cpu", None, False, measure, False, math.inf)
+        return list(workers._beside(workers.Forecast(), task, [[run] for run in runs], bar))
 
     return run
 
 
+@pytest.mark.slow
 def test_small_networks_train_in_a_second_process_beside_large_ones(beside, tmp_path, monkeypatch):
     small = [replace(SMALL, batch_size=b) for b in (50, 60)]
     large = [replace(SMALL, batch_size=b, alpha=1.5) for b in (50, 60)]
     mine = []
 
-    def attempt(self, group, *rest, original=sweeps._Task._attempt):
+    def attempt(self, group, *rest, original=tasks.Task._attempt):
         give_up = time.monotonic() + 100
         while not mine and small[0] not in self.store and time.monotonic() < give_up:
             time.sleep(0.05)  # the other process is at it
         mine.append(group[0])
         return original(self, group, *rest)
 
-    monkeypatch.setattr(sweeps._Task, "_attempt", attempt)
+    monkeypatch.setattr(tasks.Task, "_attempt", attempt)
     ended = beside([*small, *large])
     assert small[0] not in mine
     assert set(large) <= set(mine)
@@ -222,6 +218,7 @@ def test_small_networks_train_in_a_second_process_beside_large_ones(beside, tmp_
     assert sorted(found) == sorted(run.key for run in (*small, *large))
 
 
+@pytest.mark.slow
 def test_a_second_process_that_is_killed_costs_its_run_and_no_other(beside, tmp_path, monkeypatch, capsys):
     deadly = replace(SMALL, train_size=200)
     large = [replace(SMALL, batch_size=b, alpha=1.5) for b in (50, 60)]
@@ -236,7 +233,7 @@ def kill_at_200(model, data):
 
 
 def test_without_both_kinds_there_is_no_second_process(beside, monkeypatch):
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     for alpha in (1.0, 1.5):
         assert len(beside([replace(SMALL, alpha=alpha, seed=s) for s in range(2)])) == 2
 
@@ -254,7 +251,7 @@ def test_without_both_kinds_there_is_no_second_process(beside, monkeypatch):
 )
 def test_a_gpu_waits_for_its_host_at_small_passes_of_dense_networks(network, fields, count, bound):
     group = [Run(network=network, dataset="mnist", seed=seed, **fields) for seed in range(count)]
-    assert sweeps._host_bound(group) == bound
+    assert workers._host_bound(group) == bound
 
 
 @pytest.mark.parametrize(
@@ -262,9 +259,7 @@ def test_a_gpu_waits_for_its_host_at_small_passes_of_dense_networks(network, fie
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         MemoryError(),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried"
-        ),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -277,7 +272,7 @@ def test_short_memory_has_many_names(error, tmp_path, monkeypatch, capsys):
             raise error
         return Training(group, data)
 
-    monkeypatch.setattr(sweeps, "Training", training)
+    monkeypatch.setattr(tasks, "Training", training)
     assert len(sweep(SEEDS[:2], tmp_path, device="cpu")) == 2
     assert "2 networks at once do not fit; 1 at once." in capsys.readouterr().err
 
@@ -291,7 +286,7 @@ def test_short_memory_while_recording_is_found_beneath_what_the_recording_says(t
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         return Training(group, data)
 
-    monkeypatch.setattr(sweeps, "Training", training)
+    monkeypatch.setattr(tasks, "Training", training)
     assert len(sweep(SEEDS[:2], tmp_path, device="cpu")) == 2
 
 
@@ -299,6 +294,6 @@ def test_another_error_is_not_taken_for_short_memory(tmp_path, monkeypatch):
     def training(group, data):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (60x64 and 63x64)")
 
-    monkeypatch.setattr(sweeps, "Training", training)
+    monkeypatch.setattr(tasks, "Training", training)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         sweep(SEEDS[:2], tmp_path, device="cpu")

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from nb_lib.compare import best_of, command, compare, load_records, readable, recorded, styled
+from nb_lib.compare import best_of, compare
 from nb_lib.errors import InputError
+from nb_lib.lab.recorded import command, recorded
 from nb_lib.lab.runs import Record, Run
-from nb_lib.lab.store import RunStore, frame, write_lines
+from nb_lib.lab.store import RunStore, frame, load_records, write_lines
+from nb_lib.page.comparison import readable, styled
 from nb_lib.papers import grid
 
 
@@ -28,16 +30,9 @@ def noisy(runs, mean):
 
 
 def test_full_cells_are_the_published_ones_and_gains_are_paired():
-    own = {
-        (run.alpha, run.seed): 0.001 * np.sin(7 * run.seed + run.alpha)
-        for run in grid("ne-table2-f1", seeds=4)
-    }
-    records = noisy(
-        grid("ne-table2-f1", seeds=4), lambda r: 0.90 + 0.01 * (r.alpha > 1) + own[r.alpha, r.seed]
-    )
-    other = noisy(
-        grid("ne-fig2-f1", seeds=1), lambda r: 0.99
-    )  # the other batch sizes of the figure: not this cell
+    own = {(run.alpha, run.seed): 0.001 * np.sin(7 * run.seed + run.alpha) for run in grid("ne-table2-f1", seeds=4)}
+    records = noisy(grid("ne-table2-f1", seeds=4), lambda r: 0.90 + 0.01 * (r.alpha > 1) + own[r.alpha, r.seed])
+    other = noisy(grid("ne-fig2-f1", seeds=1), lambda r: 0.99)  # the other batch sizes of the figure: not this cell
     records = [r for r in other if r.run.batch_size not in (900, 2000)] + records
     plain, enhanced = compare("ne-table2", records).to_dict("records")[:2]
     assert (plain["scale"], plain["n"], plain["B"], plain["ours_on"]) == ("full", 4, 900, "ne-f1")
@@ -61,9 +56,7 @@ def test_what_is_not_run_names_its_command_and_what_cannot_be_its_lack():
     table = compare("smoothout-table3", [])
     assert (table["n"] == 0).all()
     commands = table.set_index("network")["missing"]
-    assert set(commands["smoothout-c1"]) == {
-        "python -m nb_lib sweep smoothout-table3-c1 --store results/ --download"
-    }
+    assert set(commands["smoothout-c1"]) == {"python -m nb_lib sweep smoothout-table3-c1 --store results/ --download"}
     assert set(commands["resnet44"]) == {"resnet44 is not in the library"}
     assert compare("smoothout-table5", [])["missing"].str.contains("smoothout-table5-c1").all()
 
@@ -188,9 +181,7 @@ def test_no_verdict_without_a_published_spread_or_with_one_seed():
         table = table[table["gain"].notna()]
         return table["z"].tolist(), readable(table)["apart"].tolist(), styled(table).to_html().count("rgba")
 
-    two = large_batch_c1(
-        {0: (0.70, 0.70), 0.0375: (0.71, 0.73)}
-    )  # a gain of 2 ± 1, published 3.04 ± √(0.24² + 0.31²)
+    two = large_batch_c1({0: (0.70, 0.70), 0.0375: (0.71, 0.73)})  # a gain of 2 ± 1, published 3.04 ± √(0.24² + 0.31²)
     z, words, colored = apart(two)
     assert z == pytest.approx([-1.04 / math.sqrt(1 + 0.24**2 + 0.31**2)])
     assert (words, colored) == (["-1.0 s.e., agree"], 1)
@@ -226,9 +217,7 @@ def test_ablations_are_compared_with_denoising_and_with_the_baseline():
 
 
 def test_words_and_colors_say_how_far_apart_the_gains_are():
-    records = noisy(
-        grid("ne-table2-f1", seeds=3), lambda r: 0.9 + 0.0022 * (r.alpha > 1) + 1e-5 * r.seed * r.alpha
-    )
+    records = noisy(grid("ne-table2-f1", seeds=3), lambda r: 0.9 + 0.0022 * (r.alpha > 1) + 1e-5 * r.seed * r.alpha)
     words = readable(compare("ne-table2", records))
     assert words.loc[0, "published"] == "90.17 ± 0.04"
     assert words.loc[1, "gain published"] == "+0.22 ± 0.07"
@@ -303,9 +292,7 @@ def test_unknown_choices_are_refused():
 
 def test_the_best_batch_size_of_each_alpha_and_its_paired_gain():
     def mean(run):
-        return {1.0: {30: 0.82, 100: 0.80, 500: 0.7}, 1.5: {30: 0.6, 100: 0.83, 500: 0.81}}[run.alpha][
-            run.batch_size
-        ]
+        return {1.0: {30: 0.82, 100: 0.80, 500: 0.7}, 1.5: {30: 0.6, 100: 0.83, 500: 0.81}}[run.alpha][run.batch_size]
 
     table = best_of(frame(noisy(grid("ne-fig2-f1", "small"), mean))).to_dict("records")
     assert [(row["alpha"], row["B"], row["n"]) for row in table] == [(1.0, 30, 3), (1.5, 100, 3)]

@@ -19,9 +19,7 @@ def test_axes(figure):
 
 def test_a_method_has_its_color_and_lines_of_one_color_differ(figure):
     x = np.arange(3)
-    figures.add_lines(
-        figure, x, {"NE, α = 2": x, "SmoothOut": x, "SmoothOut, twice": 2 * x, "loss": x, "L̄": x}
-    )
+    figures.add_lines(figure, x, {"NE, α = 2": x, "SmoothOut": x, "SmoothOut, twice": 2 * x, "loss": x, "L̄": x})
     figures.add_lines(figure, x, {"NE again": x})
     assert [trace.line.color for trace in figure.data] == [
         COLORS["NE"], COLORS["SmoothOut"], COLORS["SmoothOut"], None, None, COLORS["NE"],
@@ -41,7 +39,7 @@ def test_a_histogram_counts_every_finite_value(figure):
 
 def test_ellipse_is_the_level_line_of_a_normal_cloud():
     covariance = np.array([[2.0, 0.6], [0.6, 0.5]])
-    curve = figures.ellipse(covariance, (3, -1), 2) - (3, -1)
+    curve = figures.ellipse(covariance)
     np.testing.assert_allclose(np.einsum("ni,ij,nj->n", curve, np.linalg.inv(covariance), curve), 4)
     np.testing.assert_allclose(figures.ellipse(np.zeros((2, 2))), 0, atol=1e-12)
 
@@ -60,3 +58,21 @@ def test_points_paths_and_contours(figure):
     assert np.shape(contours.z) == (2, 3)
     assert not contours.showscale
     assert list(bars.y) == [0.3, 0.7]
+
+
+def test_joined_points_tell_their_rank_and_their_method(figure):
+    x = np.arange(3)
+    figures.add_joined_points(figure, x, x, np.ones(3), "trained with NE", rank=0, color="NE")
+    figures.add_joined_points(figure, x, x, np.ones(3), "SmoothOut (2 seeds)", rank=1)
+    first, second = figure.data
+    assert (first.line.color, second.line.color) == (COLORS["NE"], COLORS["SmoothOut"])
+    assert (first.line.dash, second.line.dash) == ("solid", "dash")
+    assert (first.marker.symbol, second.marker.symbol) == ("circle", "triangle-up")
+    assert list(first.error_y.array) == [1, 1, 1]
+
+
+def test_a_band_runs_along_its_upper_edge_and_back_along_the_lower_one(figure):
+    (band,) = figures.add_band(figure, [0, 1], [2, 3], [4, 5], "NE, sharp well").data
+    assert list(zip(band.x, band.y, strict=True)) == [(0, 4), (1, 5), (1, 3), (0, 2)]
+    assert band.fillcolor == "rgba(213,94,0,0.18)"
+    assert not band.showlegend

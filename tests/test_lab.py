@@ -33,9 +33,7 @@ def lab(folder):
     """A JupyterLab server of its own, without the user's settings; gives its address with the token."""
     home = folder / "home"
     own = {f"JUPYTER_{name}": str(home / name) for name in FOLDERS[0]}
-    own |= {f"JUPYTERLAB_{name}": str(home / name) for name in FOLDERS[1]} | {
-        "IPYTHONDIR": str(home / "ipython")
-    }
+    own |= {f"JUPYTERLAB_{name}": str(home / name) for name in FOLDERS[1]} | {"IPYTHONDIR": str(home / "ipython")}
     settings = {
         "ServerApp.ip": HERE,
         "ServerApp.port": 0,
@@ -102,9 +100,7 @@ def notebook(tmp_path, browser):
 
 
 def wait(driver, seconds, condition, otherwise):
-    return WebDriverWait(driver, seconds, 0.05).until(
-        lambda d: d.execute_script(f"return {condition}"), otherwise
-    )
+    return WebDriverWait(driver, seconds, 0.05).until(lambda d: d.execute_script(f"return {condition}"), otherwise)
 
 
 # Of the drawing, its last point; of the key and of the drawing that follows it, the times.
@@ -130,6 +126,4 @@ def test_a_slider_moves_the_drawing_through_the_kernel(notebook, record_property
     assert not notebook.find_elements(By.CLASS_NAME, "nbx"), "the book's form is shown in JupyterLab"
     assert [c for c in complaints(notebook) if "another host" in c] == []
     milliseconds = notebook.execute_script("return times.drawn - times.key")
-    record_property(
-        "measured", f"{milliseconds:4.0f} ms from a key to the drawing, through a kernel in JupyterLab"
-    )
+    record_property("measured", f"{milliseconds:4.0f} ms from a key to the drawing, through a kernel in JupyterLab")

@@ -34,9 +34,7 @@ def images():
     generator = torch.Generator().manual_seed(1)
     sizes = {"train": 90, "test": 40}
     return {
-        name: Split(
-            torch.randn(n, 1, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator)
-        )
+        name: Split(torch.randn(n, 1, 8, 8, generator=generator), torch.randint(10, (n,), generator=generator))
         for name, n in sizes.items()
     }
 
@@ -85,9 +83,7 @@ def test_surface_over_a_quadratic(regression):
     product = objective.hessian_product(objective.weights)
     for _, row in table.iterrows():
         step = row["x"] * d[0] + row["y"] * d[1]
-        assert row["loss"] == pytest.approx(
-            (loss + gradient @ step + step @ product(step) / 2).item(), rel=1e-12
-        )
+        assert row["loss"] == pytest.approx((loss + gradient @ step + step @ product(step) / 2).item(), rel=1e-12)
 
 
 def test_every_point_is_the_network_with_those_weights(images):
@@ -125,9 +121,7 @@ def test_filters_of_a_direction_are_as_long_as_the_network_s(published):
             continue
         for k in range(len(weight)):  # a filter or neuron is a slice along the first axis
             assert part[k].norm().item() == pytest.approx(weight[k].norm().item(), rel=1e-5)
-    spread = torch.cat(
-        [(p / p.norm() * p.numel() ** 0.5).flatten() for p in objective.tensors(d) if p.ndim == 4]
-    )
+    spread = torch.cat([(p / p.norm() * p.numel() ** 0.5).flatten() for p in objective.tensors(d) if p.ndim == 4])
     kurtosis = (spread**4).mean() / (spread**2).mean() ** 2
     assert kurtosis.item() == pytest.approx(1.8 if published else 3.0, abs=0.15)  # uniform or normal entries
 
@@ -169,9 +163,7 @@ def test_interpolated_statistics(images):
         mixed = network(0, normalization=True)
         state = {}
         for name, value in ends[0].state_dict().items():
-            state[name] = (
-                (1 - t) * value + t * ends[1].state_dict()[name] if value.is_floating_point() else value
-            )
+            state[name] = (1 - t) * value + t * ends[1].state_dict()[name] if value.is_floating_point() else value
         state["2.running_var"].clamp_(min=0)
         mixed.load_state_dict(state)
         found = table[(table["data"] == "test") & (table["t"] == t)][["loss", "accuracy"]].to_numpy()[0]
@@ -220,15 +212,6 @@ def test_no_more_samples_in_memory_than_allowed(images):
     pd.testing.assert_frame_equal(table, whole, rtol=1e-6)
 
 
-def test_saved_and_loaded(tmp_path, regression):
-    _, objective = regression
-    table = landscape.loss_line({"all": objective}, torch.ones(10).double(), [1 / 3, 0.1], progress=False)
-    landscape.save(table, tmp_path / "a" / "line.csv")
-    pd.testing.assert_frame_equal(landscape.load(tmp_path / "a" / "line.csv"), table, rtol=1e-15)
-    with pytest.raises(InputError, match=r"missing\.csv holds no table"):
-        landscape.load(tmp_path / "missing.csv")
-
-
 def test_what_cannot_be_is_said_in_a_sentence(images, regression):
     _, objective = regression
     with pytest.raises(InputError, match=r"10 numbers, not \[9\]"):
@@ -238,8 +221,10 @@ def test_what_cannot_be_is_said_in_a_sentence(images, regression):
     with pytest.raises(InputError, match="different networks"):
         landscape.loss_line(
             {"a": objectives(network(0), images)["train"], "b": objectives(network(1), images)["train"]},
-            torch.zeros(910), [0], progress=False,
-        )  # fmt: skip
+            torch.zeros(910),
+            [0],
+            progress=False,
+        )
     with pytest.raises(InputError, match="differ in architecture"):
         landscape.interpolate(network(0), network(0, normalization=True), images, [0], progress=False)
     with pytest.raises(InputError, match=r"model\.eval"):

@@ -17,9 +17,7 @@ from nb_lib.lab.training import Training, load_for
 from nb_lib.measures import NAMES, measures
 from nb_lib.objective import Objective
 
-RUN = Run(
-    network="digits-mlp", dataset="digits", train_size=100, batch_size=50, optimizer="sgd", lr=0.2, epochs=5
-)
+RUN = Run(network="digits-mlp", dataset="digits", train_size=100, batch_size=50, optimizer="sgd", lr=0.2, epochs=5)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def found(trained):
-    return measures(*trained, samples=80, hessian_samples=40, starts=1, draws=4)
+    return measures(*trained, samples=80, hessian_samples=40)
 
 
 def test_every_measure_has_a_name_and_says_how_many_samples_it_saw(found):
@@ -51,9 +49,7 @@ def test_curvature_and_gradient_noise_are_those_of_the_dense_matrices(found, tra
         loss = F.cross_entropy(model(x[k : k + 1]), y[k : k + 1])
         each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
     each = torch.stack(each).double()
-    assert found["gradient_trace"] == pytest.approx(
-        ((each - each.mean(0)) ** 2).sum(1).mean().item(), rel=1e-4
-    )
+    assert found["gradient_trace"] == pytest.approx(((each - each.mean(0)) ** 2).sum(1).mean().item(), rel=1e-4)
     top = torch.randn(len(objective), generator=torch.Generator().manual_seed(0))
     for _ in range(200):  # power iteration
         top = product(top / top.norm())
@@ -61,10 +57,18 @@ def test_curvature_and_gradient_noise_are_those_of_the_dense_matrices(found, tra
     assert found["hessian_trace"] > found["top_eigenvalue"]
 
 
+def test_slopes_are_taken_up_to_the_widths_asked_for(found, trained):
+    """They grow with a (the loss curves), so that they are told apart."""
+    wider = measures(*trained, samples=80, hessian_samples=40, starts=0, width=0.1, relative_width=0.5)
+    assert wider["slope"] > 1.5 * found["slope"]
+    assert wider["relative_slope"] > 1.5 * found["relative_slope"]
+    assert wider["hessian_trace"] == found["hessian_trace"]
+
+
 def test_train_and_test_are_not_mixed_up(found, trained):
     model, data = trained
     swapped = dataclasses.replace(data, train=data.test, test=data.train)
-    other = measures(model, swapped, samples=80, hessian_samples=40, starts=1, draws=4)
+    other = measures(model, swapped, samples=80, hessian_samples=40)
     assert other["sharpness"] == pytest.approx(found["sharpness_test"], rel=1e-4)
     assert other["sharpness_test"] == pytest.approx(found["sharpness"], rel=1e-4)
 
@@ -88,9 +92,7 @@ def test_a_sweep_measures_what_it_trains_once(tmp_path):
     table = frame(again)
     assert list(table["parameters"]) == [8970, 8970]
     plain = sweep(runs, device="cpu", progress=False)
-    assert [r.test_loss for r in plain] == pytest.approx(
-        [r.test_loss for r in records]
-    )  # measuring changes nothing
+    assert [r.test_loss for r in plain] == pytest.approx([r.test_loss for r in records])  # measuring changes nothing
     assert plain[0].measures is None
 
 

@@ -5,11 +5,11 @@ import math
 import pandas as pd
 import pytest
 
-from nb_lib import papers
+from nb_lib import papers, published
 from nb_lib.errors import InputError
+from nb_lib.lab.names import TRAINING_IMAGES
+from nb_lib.lab.plans import plan
 from nb_lib.lab.runs import Run
-
-N = {"ne-f1": 60_000, "ne-c1": 50_000, "ne-c2": 50_000}
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,7 @@ def test_a_smaller_scale_asks_the_same_question_of_less(name):
         runs = papers.grid(name, scale)
         assert len({run.batch_size for run in runs}) >= min(2, len({run.batch_size for run in full}))
         assert {run.alpha > 1 for run in runs} == {run.alpha > 1 for run in full}
-        assert {(run.a, run.adaptive, run.denoise) for run in runs} == {
-            (r.a, r.adaptive, r.denoise) for r in full
-        }
+        assert {(run.a, run.adaptive, run.denoise) for run in runs} == {(r.a, r.adaptive, r.denoise) for r in full}
         assert not set(runs) & set(full)
         assert all(run.train_size and run.batch_size <= run.train_size and run.valid_size for run in runs)
     assert {run.dataset for run in runs} == {"digits"}, "tiny needs no data but the embedded"
@@ -68,38 +66,34 @@ def test_smoothout_cuts_batches_as_its_authors_where_that_makes_a_difference():
 
 
 def test_a_plan_is_its_grids_in_order():
-    found = papers.plan(["ne-table3-f1", "ne-table2"], "tiny", seeds=1)
+    found = plan(["ne-table3-f1", "ne-table2"], "tiny", seeds=1)
     assert list(found) == ["ne-table3-f1", "ne-table2"]
     assert found["ne-table2"] == papers.grid("ne-table2", "tiny", seeds=1)
-    assert (
-        papers.plan(["ne-table2-f1"], precision="tf32", dataset=None)["ne-table2-f1"][0].precision == "tf32"
-    )
+    assert plan(["ne-table2-f1"], precision="tf32", dataset=None)["ne-table2-f1"][0].precision == "tf32"
     with pytest.raises(InputError, match="did you mean 'next'"):
-        papers.plan(["nextt"])
+        plan(["nextt"])
     with pytest.raises(InputError, match="unknown grid 'next'"):
         papers.grid("next")
 
 
 def test_what_is_next_is_said_with_precision_seeds_and_copy_of_the_data():
-    found = papers.plan(["next"])
+    found = plan(["next"])
     assert next(iter(found)) == "ne-table2-f1"
     assert {run.precision for run in found["ne-table2-f1"]} == {"float32"}
     assert {run.precision for run in found["ne-table3-f1"]} == {"tf32"}
     c1 = [run for name, runs in found.items() if "c1" in name for run in runs]
-    assert {(run.dataset, run.precision) for run in c1 if run.network == "ne-c1"} == {
-        ("folder:cifar10", "bfloat16")
-    }
+    assert {(run.dataset, run.precision) for run in c1 if run.network == "ne-c1"} == {("folder:cifar10", "bfloat16")}
     several = found["ne-table2-c1, α = 1 and 1.5"]
     assert {(run.alpha, run.batch_size) for run in several} == {(1.0, 100), (1.5, 200)}
     assert {run.seed for run in several} == set(range(4))
     assert len(found["ne-fig2-f1"]) == 13 * 2 * 5
-    assert {run.seed for runs in papers.plan(["next"], seeds=1).values() for run in runs} == {0}
+    assert {run.seed for runs in plan(["next"], seeds=1).values() for run in runs} == {0}
 
 
 def test_what_is_next_in_tiny_needs_the_embedded_data_alone():
-    runs = [run for runs in papers.plan(["next"], "tiny").values() for run in runs]
+    runs = [run for runs in plan(["next"], "tiny").values() for run in runs]
     assert {(run.dataset, run.precision) for run in runs} == {("digits", "float32")}
-    small = [run for runs in papers.plan(["next"], "small").values() for run in runs]
+    small = [run for runs in plan(["next"], "small").values() for run in runs]
     assert {run.dataset for run in small if "c1" in run.network} == {"folder:cifar10"}
 
 
@@ -115,14 +109,16 @@ def test_unknown_names_suggest_the_nearest():
     with pytest.raises(InputError, match="unknown scale 'large'"):
         papers.grid("ne-fig1-c1", "large")
     with pytest.raises(InputError, match="unknown table"):
-        papers.published("ne-table9")
+        published.table("ne-table9")
 
 
 def test_the_overview_counts_every_grid():
-    table = papers.overview().set_index("grid")
-    assert list(table.index) == list(papers.GRIDS)
-    assert table.loc["ne-fig3-c2", "full"] == 190
-    assert (table["small"] <= table["full"]).sum() >= 12
+    rows = {row["grid"]: row for row in papers.overview()}
+    assert list(rows) == list(papers.GRIDS)
+    assert rows["ne-fig3-c2"]["full"] == 190
+    for name, row in rows.items():
+        assert row["what"] == papers.GRIDS[name].doc
+        assert [row[scale] for scale in papers.SCALES] == [len(papers.grid(name, s)) for s in papers.SCALES]
 
 
 # ----------------------------------------------------------------------------------------------- published numbers
@@ -130,25 +126,26 @@ def test_the_overview_counts_every_grid():
 
 def test_published_times_are_whole_epochs():
     """Ten runs that stop at epoch ends: ten times the mean is a multiple of ceil(N/B), to the rounding printed."""
-    for row in papers.published("ne-table2").to_dict("records"):
-        epochs = 10 * row["updates"] / math.ceil(N[row["network"]] / row["batch_size"])
-        per_epoch = math.ceil(N[row["network"]] / row["batch_size"])
+    for row in published.table("ne-table2").to_dict("records"):
+        per_epoch = math.ceil(TRAINING_IMAGES[row["dataset"]] / row["batch_size"])
+        epochs = 10 * row["updates"] / per_epoch
         assert abs(epochs - round(epochs)) * per_epoch <= 5
+        run = papers.protocol(row["network"], alpha=row["alpha"], batch_size=row["batch_size"])
+        assert published.epochs(Run(**run)) == pytest.approx(epochs / 10)
 
 
 def test_tables_that_print_the_same_number_agree():
-    two, three = papers.published("ne-table2"), papers.published("ne-table3")
+    two, three = published.table("ne-table2"), published.table("ne-table3")
     plain = [table[table["alpha"] == 1].set_index("network")["accuracy"] for table in (two, three)]
     pd.testing.assert_series_equal(*plain)
-    one, third = papers.published("smoothout-table1"), papers.published("smoothout-table3")
+    one, third = published.table("smoothout-table1"), published.table("smoothout-table3")
     cells = [t[(t["network"] == "smoothout-c1") & (t["a"] == 0.0375) & t["denoise"]] for t in (one, third)]
     assert (
-        cells[0].set_index("batch_size")["accuracy"].to_dict()
-        == cells[1].set_index("batch_size")["accuracy"].to_dict()
+        cells[0].set_index("batch_size")["accuracy"].to_dict() == cells[1].set_index("batch_size")["accuracy"].to_dict()
     )
-    second = papers.published("smoothout-table2").query("dataset == 'cifar10'")
+    second = published.table("smoothout-table2").query("dataset == 'cifar10'")
     by_method = {key: set() for key in ((0.0, False), (0.0375, False), (0.15, True))}
-    for table in (second, papers.published("smoothout-table4"), papers.published("smoothout-table5")):
+    for table in (second, published.table("smoothout-table4"), published.table("smoothout-table5")):
         for (a, adaptive), found in by_method.items():
             rows = table[(table["a"] == a) & (table["adaptive"] == adaptive)]
             found |= set(rows[rows["denoise"] & (rows["distribution"] == "uniform")]["accuracy"])
@@ -156,17 +153,43 @@ def test_tables_that_print_the_same_number_agree():
 
 
 def test_gains_are_those_of_the_texts():
-    three = papers.published("ne-table3").assign(enhanced=lambda t: t["alpha"] > 1)
+    three = published.table("ne-table3").assign(enhanced=lambda t: t["alpha"] > 1)
     wide = three.pivot_table(index="network", columns="enhanced", values="accuracy")
     assert (wide[True] - wide[False]).round(2).to_dict() == {"ne-c1": 0.21, "ne-c2": 0.13, "ne-f1": 0.18}
-    alexnet = papers.published("smoothout-table2").query("network == 'alexnet'")
+    alexnet = published.table("smoothout-table2").query("network == 'alexnet'")
     wide = alexnet.pivot_table(index="epochs", columns="adaptive", values="accuracy")
     assert (wide[True] - wide[False]).round(2).to_dict() == {60.0: 4.89, 120.0: 1.27}
 
 
 @pytest.mark.parametrize("table", papers.TABLES)
 def test_a_published_table_names_every_method_as_a_run_does(table):
-    rows = papers.published(table)
+    rows = published.table(table)
     assert rows["accuracy"].between(20, 100).all()
     for row in rows.to_dict("records"):
         Run(**{name: row[name] for name in papers.METHOD}, batch_size=row["batch_size"])
+
+
+@pytest.mark.parametrize("table", papers.TABLES)
+def test_a_gain_is_over_a_cell_that_differs_in_the_method_alone(table):
+    rows = published.table(table)
+    gained = rows[rows["baseline"] >= 0]
+    plain = rows.loc[gained["baseline"]]
+    assert (plain["baseline"] == -1).all(), "a baseline has none itself"
+    assert set(gained["baseline"]) == set(rows.index[rows["baseline"] == -1]), "each is the baseline of something"
+    alike = ["network", "dataset"]
+    if table.startswith("smoothout"):  # NE compares the best of several batch sizes
+        alike += ["batch_size", "epochs", "lr_scaling"]
+    pd.testing.assert_frame_equal(plain[alike].reset_index(drop=True), gained[alike].reset_index(drop=True))
+    assert (plain["alpha"] == 1).all()
+    assert plain["denoise"].all()
+    for row in rows[rows["network"].isin(papers.PROTOCOLS)].to_dict("records"):
+        assert row["dataset"] == papers.PROTOCOLS[row["network"]]["dataset"]
+
+
+def test_every_published_cell_says_where_it_is_printed():
+    printed = {"ne-table2": "NE Table 2: ", "smoothout-table4": "SmoothOut Table IV: "}
+    for table, place in printed.items():
+        assert published.table(table)["source"].str.startswith(place).all()
+    second = published.table("smoothout-table2")
+    derived = second[second["source"].str.contains("; not printed")]
+    assert derived[["network", "epochs", "accuracy"]].values.tolist() == [["alexnet", 60.0, 52.53]]

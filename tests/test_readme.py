@@ -82,6 +82,7 @@ def test_the_training_command_runs_with_the_options_named(tmp_path, capsys):
     assert "mean ± std of 2 seeds" in out
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_local_cluster_runs_as_printed(tmp_path):
     """In a process of its own, as a script has to be: its workers import it."""
     code = LOCAL.replace('"results/"', f"{str(tmp_path)!r}").replace('"tiny"', '"tiny", seeds=1, epochs=2')
@@ -100,16 +101,14 @@ def test_other_clusters_are_called_as_their_packages_want_it():
         assert "client=" in code
 
 
+@pytest.mark.slow
 def test_the_experiments_commands_run(tmp_path, capsys):
     lines = re.search(r"## The papers' experiments.*?```sh\n(.*?)```", README, flags=re.S)[1].splitlines()
     commands = [line.partition("#")[0].split()[3:] for line in lines]
     assert [command[0] for command in commands] == ["grids", "sweep", "compare", "merge"]
     where = {"results/": str(tmp_path / "store"), "book/data": str(tmp_path), "full": "tiny"}
     for command in commands:
-        assert (
-            main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep"))
-            == 0
-        )
+        assert main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep")) == 0
     out = capsys.readouterr().out
     assert "ne-fig3-c2" in out
     assert "8 runs: 8 trained now, 0 were stored; 8 converged." in out
@@ -119,6 +118,7 @@ def test_the_experiments_commands_run(tmp_path, capsys):
     assert "records.jsonl: 8 records" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_commands_that_spend_a_time_run(tmp_path, capsys):
     lines = re.search(r"`next` is that list.*?```sh\n(.*?)```", README, flags=re.S)[1].splitlines()
     sweep, merge = (line.split()[3:] for line in lines)
@@ -138,6 +138,7 @@ def test_a_budget_that_is_no_time_is_refused(budget, capsys):
     assert "write 90s, 8m or 2h" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_from_the_shell_needs_only_the_packages_named():
     named = re.search(r"Jupyter, (.*?)are enough", README, flags=re.S)[1]
     assert re.findall("`([a-z]+)`", named) == [
@@ -163,6 +164,7 @@ def test_training_from_the_shell_needs_only_the_packages_named():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_is_one_sentence():
     command = [sys.executable, "-m", "nb_lib", "train", "--network", "ne-f2"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -50,9 +50,9 @@ def test_another_function_another_shape_or_another_number_is_another_graph(tapes
         assert graphs(summed, torch.ones(4), 3.0) == 12
         assert graphs(most, torch.ones(4), 3.0) == 3
     assert [tape.replays for tape in tapes] == [3, 3, 3, 3]
-    assert len(graphs) == 4
+    assert len(graphs.recordings) == 4
     graphs.forget(summed)
-    assert len(graphs) == 1
+    assert len(graphs.recordings) == 1
     assert graphs(summed, torch.zeros(4), 1.0) == 0
 
 
@@ -61,7 +61,7 @@ def test_on_a_cpu_nothing_is_recorded_and_there_is_no_stream():
     with own_stream(CPU):
         for _ in range(5):
             assert graphs(lambda x: x + 1, torch.ones(1)) == 2
-    assert len(graphs) == 0
+    assert len(graphs.recordings) == 0
 
 
 def test_the_stand_in_notices_what_a_graph_would_not_follow(tapes):
@@ -85,6 +85,7 @@ def test_the_stand_in_notices_what_a_graph_would_not_follow(tapes):
         graphs(reading, torch.ones(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_A_CPU)
 def test_recorded_steps_are_the_ordinary_ones_to_the_bit(name, tapes):
     runs, shape = ON_A_CPU[name]
@@ -108,10 +109,7 @@ def test_runs_end_halve_and_go_on_recorded_as_they_do_ordinarily(count, tapes):
     recorded = Training(runs, data)
     records = recorded.finish(progress=False)
     assert {record.status for record in records} == {"converged"}
-    assert (
-        len({record.curve[0]["lr"] for record in records} | {record.curve[-1]["lr"] for record in records})
-        == 2
-    )
+    assert len({record.curve[0]["lr"] for record in records} | {record.curve[-1]["lr"] for record in records}) == 2
     assert [(r.updates, r.curve) for r in records] == [(r.updates, r.curve) for r in expected]
 
 
@@ -125,7 +123,7 @@ def test_only_the_update_is_recorded_anew_and_once_when_rates_part(count, tapes)
     before = len(tapes)
     assert before == 2, "forward and backward pass, and the update"
     for factor in (0.5, 0.25, 0.0):
-        training._set_factors([factor] + [1.0] * (count - 1))
+        training.step.set_factors([factor] + [1.0] * (count - 1))
         for _ in range(3):
             training.train_epoch()
     assert len(tapes) == before + (count > 1)
@@ -135,7 +133,7 @@ def test_a_run_that_has_ended_does_not_move_while_others_train_on(tapes):
     training = Training(seeds(MLP), made(120, DIGITS, CPU))
     for _ in range(4):
         training.train_epoch()
-    training._set_factors([1.0, 0.0, 1.0])
+    training.step.set_factors([1.0, 0.0, 1.0])
     before = [p.detach().clone() for p in training.model.parameters()]
     for _ in range(6):
         training.train_epoch()

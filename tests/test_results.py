@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nb_lib import papers
+from nb_lib import papers, published
 from nb_lib.errors import InputError
 from nb_lib.lab.runs import Run
 from nb_lib.lab.store import curves, frame
 from nb_lib.lab.sweeps import sweep
 from nb_lib.noise_enhancement import effective_batch_size
-from nb_lib.page import figures
+from nb_lib.page import figures, run_figures
 from nb_lib.page.intervals import paired, summarize, verdict
 
 
@@ -83,12 +83,13 @@ def test_an_unknown_network_has_no_protocol():
 
 
 def test_published_tables_are_the_papers():
-    ne = papers.ne_table_2().set_index(["network", "alpha"])
-    assert ne.loc[("ne-f1", 1.5)].tolist() == [2000, 90.39, 0.17, 7914, 528]
+    ne = published.table("ne-table2").set_index(["network", "alpha"])
+    numbers = ["batch_size", "accuracy", "accuracy_std", "updates", "updates_std"]
+    assert ne.loc[("ne-f1", 1.5), numbers].tolist() == [2000, 90.39, 0.17, 7914, 528]
     # at its optimum every C1 row is as noisy as a batch of 59 to 100, says the specification
     effective = [effective_batch_size(r.batch_size, a) for (n, a), r in ne.iterrows() if n == "ne-c1"]
     assert effective == pytest.approx([100, 80, 60, 58.8], abs=0.05)
-    smooth = papers.smoothout_table_1().pivot_table(
+    smooth = published.table("smoothout-table1").pivot_table(
         index=["network", "batch_size"], columns="a", values="accuracy"
     )
     gains = (smooth[0.0375] - smooth[0.0]).round(2)
@@ -108,10 +109,7 @@ def test_published_tables_are_the_papers():
 @pytest.fixture(scope="module")
 def records():
     runs = [
-        Run(train_size=600, batch_size=b, alpha=a, epochs=3, seed=s)
-        for b in (200, 600)
-        for a in (1, 2)
-        for s in (0, 1)
+        Run(train_size=600, batch_size=b, alpha=a, epochs=3, seed=s) for b in (200, 600) for a in (1, 2) for s in (0, 1)
     ]
     return sweep(runs, progress=False)
 
@@ -119,7 +117,7 @@ def records():
 def test_means_are_drawn_with_intervals_seeds_and_the_methods_colors(records):
     results = frame(records)
     titles = ("batch size B", "test accuracy, %")
-    figure = figures.means(
+    figure = run_figures.means(
         results, x="batch_size", y="test_accuracy", series="alpha", symbol="α", titles=titles, scale=100
     )
     plain, enhanced = figure.data
@@ -136,7 +134,7 @@ def test_means_are_drawn_with_intervals_seeds_and_the_methods_colors(records):
 
 def test_bands_run_from_the_lowest_to_the_highest_seed(records):
     table = curves(r for r in records if r.run.batch_size == 200)
-    figure = figures.bands(
+    figure = run_figures.bands(
         table, x="epoch", y="loss", series="alpha", symbol="α", titles=("epoch", "loss"), log_y=True
     )
     band, mean = figure.data[:2]
@@ -147,15 +145,9 @@ def test_bands_run_from_the_lowest_to_the_highest_seed(records):
     assert figure.layout.yaxis.type == "log"
 
 
-def test_smoothout_and_its_adaptive_form_have_colors_of_their_own(records):
+def test_smoothout_and_its_adaptive_form_are_two_methods_of_two_colors(records):
     rows = frame(records).assign(alpha=1.0)
     both = pd.concat([rows.assign(a=0.1), rows.assign(a=0.1, adaptive=True)])
-    figure = figures.strengths(both, y="test_loss", title="test loss")
-    assert [t.line.color for t in figure.data] == [
-        figures.COLORS["SmoothOut"],
-        figures.COLORS["AdaSmoothOut"],
-    ]
-    assert [figures.method(r) for _, r in both.drop_duplicates("adaptive").iterrows()] == [
-        "SmoothOut",
-        "AdaSmoothOut",
-    ]
+    methods = [run_figures.method(row) for _, row in both.drop_duplicates("adaptive").iterrows()]
+    assert methods == ["SmoothOut", "AdaSmoothOut"]
+    assert figures.COLORS["SmoothOut"] != figures.COLORS["AdaSmoothOut"]

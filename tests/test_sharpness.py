@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from benchmarks.measuring import lbfgsb_sharpness
 from nb_lib.errors import InputError
 from nb_lib.hessian import Estimate, hessian_eigenvalues, hessian_trace
 from nb_lib.noise_sensitivity import noise_sensitivity, second_order
@@ -20,11 +21,12 @@ from nb_lib.objective import Objective, Value
 from nb_lib.sharpness import box_sharpness
 
 
-class Quadratic:
+class Quadratic(Objective):
     """f(w) = c + g·(w − w*) + (w − w*)·H (w − w*)/2: all the measures need, and no network."""
 
     def __init__(self, h: Tensor, g: Tensor | None = None, w: Tensor | None = None, c: float = 0.5) -> None:
         self.h, self.c, self.calls = h, c, 0
+        self.x, self.N, self.chunk = torch.zeros(1), 1, 1
         self.g = torch.zeros_like(h[0]) if g is None else g
         self.weights = torch.zeros_like(h[0]) if w is None else w
 
@@ -98,91 +100,43 @@ def dense_hessian(digits, trained) -> Tensor:
 
 # -------------------------------------------------------------------------------------------------------- sharpness
 
+SEARCHES = [box_sharpness, lbfgsb_sharpness]  # ours, and scipy's as the literature uses it
 
-def highest_corner(f: Quadratic, half: Tensor, columns: Tensor | None = None) -> float:
+
+def highest_corner(f: Objective, half: Tensor) -> float:
     """Maximum of a convex f over the box, by trying all its corners."""
-    columns = torch.eye(len(f.weights), dtype=half.dtype) if columns is None else columns
     corners = [half * torch.tensor(s, dtype=half.dtype) for s in itertools.product((-1, 1), repeat=len(half))]
-    return max(float(f(f.weights + columns @ y).loss) for y in corners)
+    return max(float(f(f.weights + y).loss) for y in corners)
 
 
 @pytest.mark.parametrize("epsilon", [5e-4, 0.3])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("method", ["vertex", "lbfgsb"])
-def test_the_maximum_is_that_of_the_corners(method, seed, epsilon) -> None:
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_maximum_is_that_of_the_corners(search, seed, epsilon) -> None:
     f = convex(8, 10 * seed)
     half = torch.tensor([epsilon * (abs(float(w)) + 1) for w in f.weights], dtype=torch.float64)
     expected = highest_corner(f, half)
-    found = box_sharpness(f, epsilon=epsilon, method=method, starts=20, steps=50)
+    found = search(f, epsilon=epsilon, starts=20, steps=50)
     assert found.max_loss == pytest.approx(expected, rel=1e-9)
     assert found.maximum == pytest.approx(100 * (expected - 0.5) / 1.5, rel=1e-9)
     assert float(f(found.highest).loss) == pytest.approx(expected, rel=1e-9)
     assert bool(((found.highest - f.weights).abs() <= half * (1 + 1e-12)).all())
     assert found.loss == 0.5
-    assert found.dimension == 8
 
 
 def test_a_linear_loss_rises_by_its_slopes_times_the_half_widths() -> None:
     g, w = normal(6), 3 * normal(6, seed=1)
     f = Quadratic(torch.zeros(6, 6, dtype=torch.float64), g, w, c=2.0)
-    expected = (
-        100 * sum(0.01 * (abs(a) + 1) * abs(b) for a, b in zip(w.tolist(), g.tolist(), strict=True)) / 3
-    )
-    for method in ("vertex", "lbfgsb"):
-        found = box_sharpness(f, epsilon=0.01, starts=3, method=method)
+    expected = 100 * sum(0.01 * (abs(a) + 1) * abs(b) for a, b in zip(w.tolist(), g.tolist(), strict=True)) / 3
+    for search in SEARCHES:
+        found = search(f, epsilon=0.01, starts=3)
         assert found.values == pytest.approx(4 * [expected], rel=1e-9)
         assert found.std == pytest.approx(0, abs=1e-9 * expected)
 
 
-def subspace_of(f: Quadratic, p: int, seed: int) -> Tensor:
-    """A⁺ [p, n] as the authors of SmoothOut draw it."""
-    rows = torch.empty(p, len(f.weights), dtype=torch.float64)
-    rows.uniform_(-1, 1, generator=torch.Generator().manual_seed(seed))
-    return torch.stack([row / row.norm() for row in rows])
-
-
-@pytest.mark.parametrize("method", ["vertex", "lbfgsb"])
-@pytest.mark.parametrize("p", [1, 2, 5])
-def test_the_maximum_over_a_subspace_is_that_of_its_corners(p, method) -> None:
-    f = convex(9, 3)
-    inverse = subspace_of(f, p, seed=4)
-    columns = torch.linalg.pinv(inverse)
-    half = 0.1 * ((inverse @ f.weights).abs() + 1)
-    found = box_sharpness(f, epsilon=0.1, subspace=p, starts=8, steps=50, seed=4, method=method)
-    assert found.max_loss == pytest.approx(highest_corner(f, half, columns), rel=1e-9)
-    assert found.dimension == p
-    assert torch.allclose(
-        columns @ (inverse @ (found.highest - f.weights)), found.highest - f.weights, atol=1e-12
-    )
-
-
-def test_the_whole_space_as_a_subspace_is_the_subspace_of_all_columns() -> None:
-    f = convex(4)
-    inverse = subspace_of(f, 4, seed=0)
-    half = 0.1 * ((inverse @ f.weights).abs() + 1)
-    found = box_sharpness(f, epsilon=0.1, subspace=4, starts=10)
-    assert found.max_loss == pytest.approx(highest_corner(f, half, torch.linalg.inv(inverse)), rel=1e-9)
-
-
-def test_two_dimensions_of_a_network_against_a_grid(trained) -> None:
-    inverse = torch.empty(2, len(trained), dtype=torch.float64).uniform_(
-        -1, 1, generator=torch.Generator().manual_seed(1)
-    )
-    inverse = inverse / inverse.norm(dim=1, keepdim=True)
-    half = 0.5 * ((inverse @ trained.weights).abs() + 1)
-    grid = [
-        half * torch.tensor(y, dtype=torch.float64)
-        for y in itertools.product(np.linspace(-1, 1, 21), repeat=2)
-    ]
-    losses = trained.many(trained.weights + torch.stack(grid) @ torch.linalg.pinv(inverse).T).loss
-    found = box_sharpness(trained, epsilon=0.5, subspace=2, starts=4, seed=1)
-    assert found.max_loss == pytest.approx(float(losses.max()), rel=1e-4)
-    assert found.max_loss > float(losses[len(grid) // 2]) + 0.01
-
-
 def test_vertices_reach_at_least_what_scipy_reaches_on_a_trained_network(trained) -> None:
     vertex = box_sharpness(trained, epsilon=5e-3, starts=3)
-    scipys = box_sharpness(trained, epsilon=5e-3, starts=3, method="lbfgsb", steps=50)
+    scipys = lbfgsb_sharpness(trained, epsilon=5e-3, starts=3, steps=50)
     assert vertex.maximum == pytest.approx(scipys.maximum, rel=2e-3)
     assert vertex.maximum >= scipys.maximum * (1 - 1e-4)
     assert vertex.std < 0.2 * vertex.mean  # corners that are local maxima
@@ -264,7 +218,7 @@ def test_parts_of_a_trained_networks_samples_reach_what_scipy_reaches(digits) ->
     f = Seen(model, x.repeat(9, 1) + 0.05 * normal(9 * len(x), 32), y.repeat(9))
     vertex = box_sharpness(f, epsilon=5e-3, starts=3)
     assert [len(numbers) for numbers in f.samples[:22]] == [5400, *[135] * 20, 5400]
-    scipys = box_sharpness(f, epsilon=5e-3, starts=3, method="lbfgsb", steps=50)
+    scipys = lbfgsb_sharpness(f, epsilon=5e-3, starts=3, steps=50)
     assert vertex.maximum == pytest.approx(scipys.maximum, rel=2e-3)
     assert vertex.maximum >= scipys.maximum * (1 - 1e-4)
 
@@ -273,7 +227,7 @@ def test_slopes_too_small_for_scipys_tolerances_still_count() -> None:
     f = convex(6, scale=1e-8)
     expected = highest_corner(f, 0.1 * (f.weights.abs() + 1)) - 0.5
     assert box_sharpness(f, epsilon=0.1, starts=10).max_loss - 0.5 == pytest.approx(expected, rel=1e-6)
-    assert box_sharpness(f, epsilon=0.1, method="lbfgsb").values[0] == 0  # as its documentation says
+    assert lbfgsb_sharpness(f, epsilon=0.1).values == (0,)  # all below its absolute tolerance
 
 
 def test_an_exact_minimum_is_left_by_the_random_starts() -> None:
@@ -293,15 +247,11 @@ def test_weights_without_a_slope_stay_put() -> None:
 
 def test_a_search_ends_at_a_vertex_it_does_not_leave() -> None:
     f = Quadratic(torch.eye(6, dtype=torch.float64), 9 * normal(6))  # slopes that no point of the box turns
-    assert (
-        box_sharpness(f, epsilon=0.01, starts=0).evaluations == 3
-    )  # f(w*), and the gradients at w* and at the vertex
+    assert box_sharpness(f, epsilon=0.01, starts=0).evaluations == 3  # f(w*), and the gradients at w* and at the vertex
 
 
 def test_a_maximum_inside_the_box_is_found_though_its_vertices_are_low() -> None:
-    hill = Quadratic(
-        -2 * torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.04, 0.0], dtype=torch.float64)
-    )
+    hill = Quadratic(-2 * torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.04, 0.0], dtype=torch.float64))
     expected = 100 * (0.1**2 + 0.04**2) / 4 / 1.5  # at w* + (0.05, -0.02, 0), in a box of ±0.1
     found = box_sharpness(hill, epsilon=0.1, starts=0, steps=30)
     assert found.maximum == pytest.approx(expected, rel=0.1)
@@ -344,11 +294,8 @@ def test_random_starts_are_uniform_in_the_box() -> None:
         ({"epsilon": -1}, "epsilon"),
         ({"epsilon": math.nan}, "epsilon"),
         ({"epsilon": math.inf}, "epsilon"),
-        ({"starts": -1}, "0 random starts and 1 step, not -1 and 20"),
-        ({"steps": 0}, "0 random starts and 1 step, not 5 and 0"),
-        ({"subspace": 0}, "1 to 8 dimensions, not 0"),
-        ({"subspace": 9}, "1 to 8 dimensions, not 9"),
-        ({"method": "l-bfgs-b"}, "did you mean 'lbfgsb'"),
+        ({"starts": -1}, "the number of random starts must be .* 0 or more, not -1"),
+        ({"steps": 0}, "the number of steps must be .* 1 or more, not 0"),
     ],
 )
 def test_boxes_that_make_no_sense_are_refused(arguments, message) -> None:
@@ -359,21 +306,19 @@ def test_boxes_that_make_no_sense_are_refused(arguments, message) -> None:
 @pytest.mark.parametrize("measure", [box_sharpness, lambda f: noise_sensitivity(f, [0.1])])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_at_the_start_is_refused(measure, value) -> None:
-    with pytest.raises(
-        InputError, match=f"^the loss at the network's own weights is {value:g}: train it again"
-    ):
+    with pytest.raises(InputError, match=f"^the loss at the network's own weights is {value:g}: train it again"):
         measure(Quadratic(torch.eye(8, dtype=torch.float64), c=value))
 
 
-@pytest.mark.parametrize("method", ["vertex", "lbfgsb"])
-def test_a_loss_that_is_not_finite_in_the_box_is_refused(method) -> None:
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_loss_that_is_not_finite_in_the_box_is_refused(search) -> None:
     class Cliff(Quadratic):
         def __call__(self, w: Tensor) -> Value:
             value = super().__call__(w)
             return value if torch.equal(w, self.weights) else Value(value.loss * math.nan, value.accuracy)
 
     with pytest.raises(InputError, match="the loss is nan inside the box: choose a smaller epsilon"):
-        box_sharpness(Cliff(torch.eye(8, dtype=torch.float64)), method=method)
+        search(Cliff(torch.eye(8, dtype=torch.float64)), starts=1)
 
 
 # ------------------------------------------------------------------------------------------------ noise sensitivity
@@ -388,14 +333,13 @@ def within(found: float, error: float, expected: float) -> None:
 A = [0.0, 0.05, 0.4]
 
 
-@pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize("noise", ["uniform", "normal"])
-def test_the_smoothed_quadratic_is_its_closed_form(noise, antithetic) -> None:
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_the_smoothed_quadratic_is_its_closed_form(distribution) -> None:
     f = convex(6)
-    curve = noise_sensitivity(f, A, noise=noise, draws=4000, antithetic=antithetic)
+    curve = noise_sensitivity(f, A, distribution=distribution, draws=4000)
     assert list(curve.frame.columns) == ["a", "loss", "loss_error", "accuracy", "accuracy_error"]
     assert curve.frame["a"].tolist() == A
-    variance = {"uniform": 1 / 3, "normal": 1.0}[noise]
+    variance = {"uniform": 1 / 3, "normal": 1.0}[distribution]
     for row in curve.frame.to_dict("records"):
         expected = 0.5 + variance * row["a"] ** 2 / 2 * float(f.h.trace())  # exact for a quadratic
         within(row["loss"], row["loss_error"], expected)
@@ -404,22 +348,22 @@ def test_the_smoothed_quadratic_is_its_closed_form(noise, antithetic) -> None:
     assert curve.frame["loss"][0] == 0.5
     assert curve.evaluations == f.calls == 1 + 2 * 4000
     gap = curve.frame["loss"] - curve.loss
-    prediction = second_order(float(f.h.trace()), A, noise=noise)
+    prediction = second_order(float(f.h.trace()), A, distribution=distribution)
     assert np.all(np.abs(gap - prediction) <= 4 * curve.frame["loss_error"])
 
 
-@pytest.mark.parametrize("noise", ["uniform", "normal"])
-def test_a_loss_that_is_no_quadratic_is_smoothed_as_by_quadrature(noise) -> None:
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_a_loss_that_is_no_quadratic_is_smoothed_as_by_quadrature(distribution) -> None:
     class Waves(Quadratic):  # f = sum_i (1 - cos(3 (w_i - m_i))) + w_i^4, not stationary at w*
         def __call__(self, w: Tensor) -> Value:
             return Value((1 - torch.cos(3 * (w - 0.2)) + w**4).sum(), torch.tensor(math.nan))
 
     f = Waves(torch.eye(5, dtype=torch.float64), w=normal(5))
     nodes, weights = np.polynomial.legendre.leggauss(40)
-    if noise == "normal":
+    if distribution == "normal":
         nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
-    curve = noise_sensitivity(f, [0.3, 0.8], noise=noise, draws=4000)
+    curve = noise_sensitivity(f, [0.3, 0.8], distribution=distribution, draws=4000)
     for row in curve.frame.to_dict("records"):
         points = f.weights.numpy()[:, None] + row["a"] * nodes
         expected = float(((1 - np.cos(3 * (points - 0.2)) + points**4) * weights).sum())
@@ -427,19 +371,21 @@ def test_a_loss_that_is_no_quadratic_is_smoothed_as_by_quadrature(noise) -> None
         assert math.isnan(row["accuracy"])
 
 
-@pytest.mark.parametrize("noise", ["uniform", "normal"])
-def test_noise_per_filter_is_eq_12(noise) -> None:
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_noise_per_filter_is_eq_12(distribution) -> None:
     """|θ_f| = a |w_f|, in a direction as symmetric as the noise: the mean of θθᵀ is a² |w_f|²/n_f on the diagonal."""
     f = convex(6)
     squares = [float(f.weights[:2].square().sum()) / 2] * 2 + [float(f.weights[2:4].square().sum()) / 2] * 2
     squares += f.weights[4:].square().tolist()
     weighted = sum(s * float(h) for s, h in zip(squares, f.h.diagonal(), strict=True))
-    curve = noise_sensitivity(f, [0.3], noise=noise, adaptive=True, draws=4000)
+    curve = noise_sensitivity(f, [0.3], distribution=distribution, adaptive=True, draws=4000)
     row = curve.frame.iloc[0]
     within(row["loss"], row["loss_error"], 0.5 + 0.09 / 2 * weighted)
     trace = hessian_trace(f, adaptive=True)
     assert trace.value == pytest.approx(weighted, rel=1e-9)  # exact: more probes than weights
-    assert second_order(trace, [0.3], noise=noise).tolist() == pytest.approx([0.09 / 2 * weighted], rel=1e-9)
+    assert second_order(trace, [0.3], distribution=distribution).tolist() == pytest.approx(
+        [0.09 / 2 * weighted], rel=1e-9
+    )
 
 
 def test_every_draw_of_noise_per_filter_has_the_length_of_eq_12() -> None:
@@ -462,20 +408,14 @@ def test_every_draw_of_noise_per_filter_has_the_length_of_eq_12() -> None:
 def test_pairs_cancel_the_slope_exactly() -> None:
     linear = Quadratic(torch.zeros(6, 6, dtype=torch.float64), normal(6))
     pairs = noise_sensitivity(linear, [0.5], draws=20).frame.iloc[0]
-    single = noise_sensitivity(linear, [0.5], draws=20, antithetic=False).frame.iloc[0]
     assert pairs["loss"] == pytest.approx(0.5, rel=1e-14)
     assert pairs["loss_error"] < 1e-15
-    assert single["loss_error"] > 0.01
 
 
-@pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_standard_errors_are_the_spread_over_seeds(antithetic, adaptive) -> None:
+def test_standard_errors_are_the_spread_over_seeds(adaptive) -> None:
     f, runs = convex(6), 300
-    found = pd.concat(
-        noise_sensitivity(f, [0.4], draws=12, antithetic=antithetic, adaptive=adaptive, seed=seed).frame
-        for seed in range(runs)
-    )
+    found = pd.concat(noise_sensitivity(f, [0.4], draws=12, adaptive=adaptive, seed=seed).frame for seed in range(runs))
     spread, claimed = found["loss"].std(), math.sqrt((found["loss_error"] ** 2).mean())
     assert claimed == pytest.approx(spread, rel=0.2)
 
@@ -542,10 +482,9 @@ def test_slope_is_eq_9() -> None:
         ({"strengths": [0.1, -0.1]}, "noise strength a must be a finite number of at least 0"),
         ({"strengths": [math.nan]}, "noise strength"),
         ({"strengths": []}, "at least one noise strength"),
-        ({"noise": "gaussian"}, "Known are uniform, normal"),
+        ({"distribution": "gaussian"}, "Known are uniform, normal"),
         ({"draws": 5}, "in pairs, .* not 5"),
         ({"draws": 2}, "in pairs, .* not 2"),
-        ({"draws": 1, "antithetic": False}, "at least 2 draws, not 1"),
     ],
 )
 def test_curves_that_make_no_sense_are_refused(arguments, message) -> None:
@@ -557,26 +496,17 @@ def test_curves_that_make_no_sense_are_refused(arguments, message) -> None:
 
 
 def test_eigenvalues_of_a_trained_network_are_those_of_its_dense_hessian(trained, dense_hessian) -> None:
-    exact, exact_vectors = torch.linalg.eigh(dense_hessian)
+    exact = torch.linalg.eigvalsh(dense_hessian)
     found = hessian_eigenvalues(trained, 6)
-    assert np.all(
-        np.abs(np.array(found.values) - exact.flip(0)[:6].numpy()) <= np.array(found.errors) + 1e-12
-    )
+    assert np.all(np.abs(np.array(found.values) - exact.flip(0)[:6].numpy()) <= np.array(found.errors) + 1e-12)
     assert max(found.errors) <= 1e-3 * found.values[0]
     assert found.products < 60
     assert abs(found.smallest.value - float(exact[0])) <= found.smallest.error + 1e-12
-    for vector, own in zip(found.vectors[:2], exact_vectors.T.flip(0), strict=False):
-        assert abs(float(vector @ own)) == pytest.approx(1, abs=1e-4)
-    values = torch.tensor(found.values, dtype=torch.float64)
-    residuals = (dense_hessian @ found.vectors.T - found.vectors.T * values).norm(dim=0)
-    assert residuals.tolist() == pytest.approx(found.errors, rel=1e-3, abs=1e-10)
 
 
 def test_eigenvalues_agree_with_scipys(trained) -> None:
     product = trained.hessian_product(trained.weights)
-    operator = LinearOperator(
-        2 * (len(trained),), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float
-    )
+    operator = LinearOperator(2 * (len(trained),), lambda v: product(torch.from_numpy(v.ravel())).numpy(), dtype=float)
     start = np.random.default_rng(0).normal(size=len(trained))
     expected = eigsh(operator, k=4, which="LA", v0=start, return_eigenvectors=False)[::-1]
     found = hessian_eigenvalues(trained, 4, tolerance=1e-9)
@@ -589,7 +519,6 @@ def test_all_eigenvalues_of_a_small_hessian_are_exact_with_signs_and_copies() ->
     assert found.values == pytest.approx(values, abs=1e-12)
     assert found.smallest.value == pytest.approx(-20, rel=1e-12)
     assert found.products == 9
-    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(9, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("k", [1, 3, 4])
@@ -610,9 +539,10 @@ def test_no_curvature_at_all_is_no_trouble() -> None:
     assert hessian_trace(flat).value == 0
 
 
-def test_too_few_iterations_show_in_the_errors() -> None:
+def test_too_few_products_show_in_the_errors(monkeypatch) -> None:
     f = spectrum(*np.linspace(0, 1, 60))
-    found = hessian_eigenvalues(f, 3, iterations=6)
+    monkeypatch.setattr("nb_lib.hessian._MOST", 6)
+    found = hessian_eigenvalues(f, 3)
     assert found.products == 6
     assert found.errors[0] > 1e-3
     exact = torch.linalg.eigvalsh(f.h)
@@ -630,32 +560,26 @@ def test_single_precision_finds_the_same_eigenvalues(digits, dense_hessian) -> N
         model.double()
     exact = torch.linalg.eigvalsh(dense_hessian).flip(0)
     assert found.values == pytest.approx(exact[:4].tolist(), rel=2e-3)
-    assert abs(trace.value - float(dense_hessian.trace())) < 4 * trace.error + 1e-3 * float(
-        dense_hessian.trace()
-    )
+    assert abs(trace.value - float(dense_hessian.trace())) < 4 * trace.error + 1e-3 * float(dense_hessian.trace())
 
 
-@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
-def test_traces_are_unbiased_and_their_errors_are_the_spread_over_seeds(method) -> None:
+def test_traces_are_unbiased_and_their_errors_are_the_spread_over_seeds() -> None:
     values = [50, 20, 10, -3, *(1 / k for k in range(1, 30))]
     f, runs = spectrum(*values), 200
-    found = [hessian_trace(f, probes=24, method=method, seed=seed) for seed in range(runs)]
+    found = [hessian_trace(f, probes=24, seed=seed) for seed in range(runs)]
     estimates = np.array([trace.value for trace in found])
     spread = estimates.std(ddof=1)
     assert abs(estimates.mean() - sum(values)) < 4 * spread / math.sqrt(runs)
     claimed = math.sqrt(np.mean([trace.error**2 for trace in found]))
     assert claimed == pytest.approx(spread, rel=0.3)
     assert {trace.products for trace in found} == {24}
-    if method == "hutch++":
-        plain = np.std(
-            [hessian_trace(f, probes=24, method="hutchinson", seed=seed).value for seed in range(runs)]
-        )
-        assert spread < 0.2 * plain
+    signs = 2.0 * np.random.default_rng(0).integers(2, size=(runs, 24, len(values))) - 1
+    plain = np.einsum("rpi,ij,rpj->rp", signs, f.h.numpy(), signs, optimize=True).mean(1)  # Hutchinson's estimator
+    assert spread < 0.2 * plain.std(ddof=1)
 
 
-@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
-def test_the_trace_of_a_trained_network_is_that_of_its_dense_hessian(method, trained, dense_hessian) -> None:
-    found = hessian_trace(trained, probes=120, method=method)
+def test_the_trace_of_a_trained_network_is_that_of_its_dense_hessian(trained, dense_hessian) -> None:
+    found = hessian_trace(trained, probes=120)
     within(found.value, found.error, float(dense_hessian.trace()))
 
 
@@ -665,37 +589,30 @@ def test_as_many_probes_as_weights_leave_nothing_to_chance() -> None:
     assert found.error < 1e-10
 
 
-def test_curvature_elsewhere_is_that_elsewhere() -> None:
-    class Quartic(Quadratic):  # sum_i w_i^4 / 12
-        def hessian_product(self, w: Tensor):
-            return lambda v: w**2 * v
-
-    f = Quartic(torch.eye(6, dtype=torch.float64), w=normal(6))
-    at = normal(6, seed=9)
-    assert hessian_eigenvalues(f, 6, at=at).values == pytest.approx(sorted((at**2).tolist(), reverse=True))
-    assert hessian_trace(f, at=at).value == pytest.approx(float((at**2).sum()), rel=1e-9)
-    assert hessian_trace(f).value == pytest.approx(float((f.weights**2).sum()), rel=1e-9)
-    rows = f.rows(at)[0].square()
-    expected = float((rows.mean(1, keepdim=True) * rows).sum() + (at[4:] ** 4).sum())
-    assert hessian_trace(f, at=at, adaptive=True).value == pytest.approx(expected, rel=1e-9)
+def test_the_weighted_trace_is_that_of_eq_12s_noise() -> None:
+    f = Quadratic(torch.diag(normal(6) ** 2), w=normal(6, seed=9))
+    curvature = f.h.diagonal()
+    filters = f.weights[:4].view(2, 2).square().mean(1).repeat_interleave(2)  # |w_f|²/n_f
+    expected = float((filters * curvature[:4]).sum() + (f.weights[4:] ** 2 * curvature[4:]).sum())
+    assert hessian_trace(f, adaptive=True).value == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_second_order_prediction_is_a_squared_over_six_or_over_two() -> None:
     assert second_order(12, [0, 1, 2]).tolist() == pytest.approx([0, 2, 8])
-    assert second_order(12, [0, 1, 2], noise="normal").tolist() == pytest.approx([0, 6, 24])
+    assert second_order(12, [0, 1, 2], distribution="normal").tolist() == pytest.approx([0, 6, 24])
     trace = hessian_trace(spectrum(3, 2, 1), probes=12)
     assert second_order(trace, [1.0]).tolist() == pytest.approx([1])
-    with pytest.raises(InputError, match="unknown noise"):
-        second_order(12, [1], noise="cauchy")
+    with pytest.raises(InputError, match="unknown distribution"):
+        second_order(12, [1], distribution="cauchy")
 
 
 @pytest.mark.parametrize(
     ("k", "arguments", "message"),
     [
-        (0, {}, "1 to 6 eigenvalues.* not 0 in 100"),
-        (7, {}, "not 7 in 100"),
-        (3, {"iterations": 2}, "not 3 in 2"),
-        (3, {"tolerance": 0.0}, "tolerance above 0"),
+        (0, {}, "of 6, must be a whole number, from 1 to 6, not 0"),
+        (7, {}, "from 1 to 6, not 7"),
+        (2.5, {}, "whole number"),
+        (3, {"tolerance": 0.0}, "tolerance must be a finite number greater than 0"),
     ],
 )
 def test_eigenvalues_that_cannot_be_had_are_refused(k, arguments, message) -> None:
@@ -703,21 +620,13 @@ def test_eigenvalues_that_cannot_be_had_are_refused(k, arguments, message) -> No
         hessian_eigenvalues(convex(6), k, **arguments)
 
 
-@pytest.mark.parametrize(("method", "probes", "least"), [("hutch++", 5, 6), ("hutchinson", 1, 2)])
-def test_too_few_probes_are_refused(method, probes, least) -> None:
-    with pytest.raises(InputError, match=f"at least {least} probes, not {probes}"):
-        hessian_trace(convex(6), probes=probes, method=method)
-    assert math.isfinite(hessian_trace(convex(60), probes=least, method=method).error)
+def test_too_few_probes_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 6 probes, not 5"):
+        hessian_trace(convex(6), probes=5)
+    assert math.isfinite(hessian_trace(convex(60), probes=6).error)
 
 
-def test_an_unknown_trace_method_is_refused() -> None:
-    with pytest.raises(InputError, match=r"did you mean 'hutch\+\+'"):
-        hessian_trace(convex(6), method="hutch")
-
-
-@pytest.mark.parametrize(
-    "measure", [hessian_eigenvalues, hessian_trace, lambda f: hessian_trace(f, method="hutchinson")]
-)
+@pytest.mark.parametrize("measure", [hessian_eigenvalues, hessian_trace])
 def test_a_hessian_that_is_not_finite_is_refused(measure) -> None:
     with pytest.raises(InputError, match="the Hessian is not finite there"):
         measure(Quadratic(torch.full((8, 8), math.nan, dtype=torch.float64)))
@@ -727,10 +636,9 @@ def test_a_hessian_that_is_not_finite_is_refused(measure) -> None:
 
 MEASURES = [
     lambda f: box_sharpness(f, starts=2, steps=3),
-    lambda f: box_sharpness(f, starts=1, method="lbfgsb", steps=2, subspace=5),
     lambda f: noise_sensitivity(f, [0.1, 0.2], draws=4, adaptive=True),
-    lambda f: noise_sensitivity(f, [0.1], draws=4, noise="normal").slope(),
-    lambda f: hessian_eigenvalues(f, 2, iterations=4),
+    lambda f: noise_sensitivity(f, [0.1], draws=4, distribution="normal").slope(),
+    lambda f: hessian_eigenvalues(f, 2),
     lambda f: hessian_trace(f, probes=6),
 ]
 
@@ -751,7 +659,7 @@ def test_what_is_printed() -> None:
     assert str(Estimate(12.345678, 0.0123)) == "12.35 ± 0.012"
     box = str(box_sharpness(Quadratic(torch.eye(4, dtype=torch.float64)), epsilon=0.1, starts=1))
     assert box.startswith("sharpness 1.333 (mean 0.6667, std 0.94 over 2 starts): loss 0.5 rises to 0.52\n")
-    assert "ε = 0.1 in 4 dimensions; vertex, " in box
+    assert box.endswith("in a box of ε = 0.1 in 4 dimensions; 4 evaluations")
     curve = str(noise_sensitivity(Quadratic(torch.zeros(6, 6, dtype=torch.float64)), [0, 0.25], draws=4))
     assert curve.splitlines()[0] == "loss under uniform noise, 4 draws a strength, 5 evaluations"
     assert " ".join(curve.splitlines()[2].split()) == "a = 0.25 loss 0.5 ± 0, accuracy 25.00% ± 0.00%"

@@ -8,9 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from nb_lib.__main__ import main
 from nb_lib.lab import provenance
 from nb_lib.lab.store import read_lines
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--scale", "tiny", "--seeds", "1"]
@@ -27,8 +31,8 @@ BARE = (
 )
 
 
-def shell(*arguments, **environment):
-    command = [sys.executable, "-m", "nb_lib", *map(str, arguments)]
+def shell(*arguments, module="nb_lib", **environment):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     variables = os.environ | {"TQDM_DISABLE": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
 
@@ -46,13 +50,11 @@ def test_a_time_is_spent_on_what_is_missing_and_the_next_call_goes_on(tmp_path):
         assert call.stderr.startswith("there is no CUDA device: training on ")
         now = {path: path.stat().st_mtime_ns for path in store.glob("*.json")}
         assert done.items() <= now.items(), "what was done stays as it was"
-        total, trained, stored = map(
-            int, re.search(r"(\d+) runs: (\d+) trained now, (\d+) were", call.stdout).groups()
-        )
+        total, trained, stored = map(int, re.search(r"(\d+) runs: (\d+) trained now, (\d+) were", call.stdout).groups())
         assert (total, trained, stored) == (51, len(now) - len(done), len(done))
         done = now
     assert done
-    assert {record.key for record in read_lines(home)} == {path.stem for path in done}
+    assert {record.run.key for record in read_lines(home)} == {path.stem for path in done}
 
 
 def test_several_grids_are_trained_in_order_without_what_a_file_has(tmp_path, capsys):
@@ -99,16 +101,15 @@ def test_everything_but_the_pages_works_on_a_machine_without_jupyter_git_or_dask
         ["measure", "--epochs", "1", "--samples", "50", "--hessian-samples", "20", "--store", store],
         ["compare", "smoothout-table1", "--store", tmp_path / "home.jsonl"],
         ["merge", store, "--into", tmp_path / "merged.jsonl"],
-        ["bench", "--help"],
     ):
         done = shell(*command, **bare)
         assert done.returncode == 0, done.stderr
+    done = shell("--help", module="benchmarks", **bare)
+    assert done.returncode == 0, done.stderr
     records = read_lines(tmp_path / "merged.jsonl")
     assert sorted(record.run.network for record in records) == ["digits-mlp", *4 * ["smoothout-f1"]]
     assert {record.provenance["commit"] for record in records} == {"abc123"}
-    assert [bool(record.measures) for record in records] == [
-        record.run.network == "digits-mlp" for record in records
-    ]
+    assert [bool(record.measures) for record in records] == [record.run.network == "digits-mlp" for record in records]
 
 
 def test_the_gpus_tests_are_collected_there_and_skipped_with_the_reason(tmp_path):
@@ -132,7 +133,7 @@ def test_in_another_projects_repository_the_commit_is_not_that_projects(tmp_path
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
         subprocess.run([*git, *command], check=True)
     shutil.copytree(ROOT / "nb_lib", tmp_path / "environment" / "nb_lib")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "environment" / "nb_lib" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "environment" / "nb_lib" / "lab" / "provenance.py"))
     monkeypatch.delenv("NB_LIB_COMMIT", raising=False)
     assert provenance.commit() == "unknown"
     monkeypatch.setenv("NB_LIB_COMMIT", "given")
@@ -142,11 +143,39 @@ def test_in_another_projects_repository_the_commit_is_not_that_projects(tmp_path
     assert re.fullmatch("[0-9a-f]{12}", provenance.commit())
 
 
-def test_the_short_bench_runs(capsys, monkeypatch):
-    from benchmarks import trainings as bench_training
+LOADED = """
+import contextlib, sys
+from nb_lib.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print("loaded:", *(name for name in {slow!r} if name in sys.modules))
+"""
+SLOW = ("torch", "pandas", "scipy", "sklearn", "plotly")
 
-    monkeypatch.setitem(bench_training.PEAK_SIZE, "cpu", 256)
-    chosen = [bench_training.Case("digits-mlp", 50, updates=3)]
-    monkeypatch.setattr(bench_training, "short_cases", lambda device: chosen)
-    assert main(["bench", "--short", "--device", "cpu"]) == 0
-    assert "digits-mlp" in capsys.readouterr().out
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "Noise in SGD"),
+        (["sweep", "--help"], "--budget TIME"),
+        (["grids"], "ne-table2-f1"),
+        (["train", "--network", "ne-f2"], "did you mean 'ne-f1'"),
+        (["sweep", "ne-table9", "--store", "no"], "did you mean 'ne-table"),
+        (["compare", "--help"], "--scale SCALE"),
+    ],
+)
+def test_what_trains_nothing_waits_for_no_library(arguments, said):
+    """Not the time is measured, which depends on the machine, but what takes it: the libraries that are loaded."""
+    command = [sys.executable, "-c", LOADED.format(slow=SLOW), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert said in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_waiting_threads_are_told_to_leave_the_cores_before_torch_is_loaded():
+    code = "import nb_lib.__main__, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    without = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, expected in (({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=without | given)
+        assert done.stdout.strip() == expected

@@ -18,9 +18,7 @@ FLOATS = [torch.float32, torch.float64]
 ALL_TYPES = [torch.float16, torch.bfloat16, *FLOATS]
 #: The four kinds of noise, as keyword arguments.
 KINDS = [
-    pytest.param(
-        {"distribution": distribution, "adaptive": adaptive}, id=f"{distribution}{'-adaptive' * adaptive}"
-    )
+    pytest.param({"distribution": distribution, "adaptive": adaptive}, id=f"{distribution}{'-adaptive' * adaptive}")
     for distribution in ("uniform", "normal")
     for adaptive in (False, True)
 ]
@@ -125,17 +123,13 @@ def standard_errors_off(samples: Tensor, expected: Tensor) -> Tensor:
 def quadratic():
     """C(w) = ½ wᵀHw + bᵀw with a positive definite H, and a point w."""
     generator = torch.Generator().manual_seed(3)
-    root, b, w = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in [(6, 6), (6,), (6,)]
-    )
+    root, b, w = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in [(6, 6), (6,), (6,)])
     hessian = root @ root.T
     return (lambda v: 0.5 * torch.einsum("ki,ij,kj->k", v, hessian, v) + v @ b), hessian, b, w
 
 
 @pytest.mark.parametrize(("distribution", "variance"), [("uniform", 1 / 3), ("normal", 1.0)])
-def test_mean_loss_and_gradient_on_a_quadratic_are_those_of_the_smoothed_loss(
-    quadratic, distribution, variance
-):
+def test_mean_loss_and_gradient_on_a_quadratic_are_those_of_the_smoothed_loss(quadratic, distribution, variance):
     loss, hessian, b, w = quadratic
     a = 0.3
     model = ManyCopies(loss, w, 20_000)
@@ -182,9 +176,7 @@ def test_uniform_noise_is_uniform(dtype, a):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("a", [0.0375, 1e-4])
 def test_normal_noise_is_normal(dtype, a):
-    for theta in (
-        draws(SmoothOut(Weights(200, N // 200, dtype=dtype), a, distribution="normal", seed=1), 4) / a
-    ):
+    for theta in draws(SmoothOut(Weights(200, N // 200, dtype=dtype), a, distribution="normal", seed=1), 4) / a:
         assert abs(theta.mean()) < 4.5 * (1 / N) ** 0.5
         assert abs(theta.var() - 1) < 4.5 * (2 / N) ** 0.5
         assert abs(stats.kurtosis(theta, fisher=False) - 3) < 4.5 * (24 / N) ** 0.5
@@ -211,14 +203,10 @@ def test_noise_is_independent_between_parameters_and_between_perturbations(dtype
     for signal in (theta, theta.abs()):
         signal = (signal - signal.mean(1, keepdim=True)) / signal.std(1, keepdim=True)
         for lag in range(1, 9):
-            assert ((signal[:, lag:] * signal[:, :-lag]).mean(1).abs() < 4.5 / N**0.5).all(), (
-                f"parameters {lag} apart"
-            )
+            assert ((signal[:, lag:] * signal[:, :-lag]).mean(1).abs() < 4.5 / N**0.5).all(), f"parameters {lag} apart"
         for i, j in combinations(range(9), 2):
             for lag in range(-3, 4):
-                assert abs((signal[i].roll(lag) * signal[j]).mean()) < 4.5 / N**0.5, (
-                    f"perturbations {i} and {j}"
-                )
+                assert abs((signal[i].roll(lag) * signal[j]).mean()) < 4.5 / N**0.5, f"perturbations {i} and {j}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -254,9 +242,7 @@ def test_the_global_random_generator_is_not_touched(convnet, kind):
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
 @pytest.mark.parametrize("a", [0.15, 2.0])
-def test_adaptive_noise_of_every_filter_and_neuron_has_a_times_its_norm(
-    convnet, distribution, dtype, tolerance, a
-):
+def test_adaptive_noise_of_every_filter_and_neuron_has_a_times_its_norm(convnet, distribution, dtype, tolerance, a):
     model = convnet(dtype)
     with torch.no_grad():
         for p in model.parameters():
@@ -278,9 +264,7 @@ def test_adaptive_noise_of_a_bias_is_a_fair_sign_times_a_times_its_size(distribu
     layer = nn.Linear(3, 5_000, dtype=dtype)
     b = values(layer)["bias"]
     theta = draw(SmoothOut(layer, 0.15, distribution=distribution, adaptive=True))["bias"]
-    torch.testing.assert_close(
-        theta.abs(), 0.15 * b.abs(), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0
-    )
+    torch.testing.assert_close(theta.abs(), 0.15 * b.abs(), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
     assert abs((theta / b).sign().mean()) < 4.5 / len(b) ** 0.5
 
 
@@ -351,9 +335,7 @@ def test_weights_come_back_to_the_last_bit(convnet, kind, dtype, raising):
     for _ in range(5):
         try:
             with smooth.perturbed():
-                assert not any(
-                    torch.equal(x, y) for x, y in zip(bits(model), before, strict=True) if x.ndim > 1
-                )
+                assert not any(torch.equal(x, y) for x, y in zip(bits(model), before, strict=True) if x.ndim > 1)
                 if raising:
                     raise StopInside
         except StopInside:
@@ -395,9 +377,7 @@ def test_parameters_keep_identity_and_address(convnet):
 
 
 @pytest.mark.parametrize("perturbations", [1, 5])
-@pytest.mark.parametrize(
-    ("distribution", "unit", "kurtosis"), [("uniform", 1 / 3, 1.8), ("normal", 1.0, 3.0)]
-)
+@pytest.mark.parametrize(("distribution", "unit", "kurtosis"), [("uniform", 1 / 3, 1.8), ("normal", 1.0, 3.0)])
 def test_without_denoising_the_noise_accumulates(perturbations, distribution, unit, kurtosis):
     model, a = Weights(200, N // 200), 0.01
     smooth = SmoothOut(model, a, distribution=distribution, denoise=False, seed=8)

@@ -362,11 +362,7 @@ def test_a_step_with_a_closure_updates_the_clean_weights(make_optimizer):
 @pytest.mark.parametrize("as_context", [False, True])
 def test_closing_takes_every_hook_off_and_the_noise_with_them(attached, as_context):
     attached.hooks.close()
-    bare = {
-        k: len(v)
-        for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()]
-        if "hooks" in k
-    }
+    bare = {k: len(v) for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()] if "hooks" in k}
     if as_context:
         with attached.smooth.attach(attached.optimizer):
             attached.forward_and_backward()
@@ -375,11 +371,7 @@ def test_closing_takes_every_hook_off_and_the_noise_with_them(attached, as_conte
         attached.forward_and_backward()
         hooks.close()
     assert attached.is_clean()
-    now = {
-        k: len(v)
-        for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()]
-        if "hooks" in k
-    }
+    now = {k: len(v) for k, v in [*vars(attached.model).items(), *vars(attached.optimizer).items()] if "hooks" in k}
     assert now == bare
     assert not any(n for name, n in now.items() if name != "_load_state_dict_post_hooks")
     attached.model(attached.x)
@@ -486,9 +478,7 @@ def test_the_optimizer_keeps_its_own_state_and_nothing_of_the_noise(make_optimiz
     theirs = plain_optimizer.state_dict()
     assert ours["param_groups"] == theirs["param_groups"]
     assert ours.keys() == theirs.keys()
-    assert {i: sorted(s) for i, s in ours["state"].items()} == {
-        i: sorted(s) for i, s in theirs["state"].items()
-    }
+    assert {i: sorted(s) for i, s in ours["state"].items()} == {i: sorted(s) for i, s in theirs["state"].items()}
     assert sum(t.numel() for s in ours["state"].values() for t in s.values() if isinstance(t, Tensor)) == sum(
         t.numel() for s in theirs["state"].values() for t in s.values() if isinstance(t, Tensor)
     )
@@ -500,9 +490,7 @@ def test_the_optimizer_keeps_its_own_state_and_nothing_of_the_noise(make_optimiz
 def one_rank(rank: int, folder: str) -> None:
     """Train one of two replicas, with data and noise of its own, and save where it ends."""
     rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group(
-        "gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(minutes=2)
-    )
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(minutes=2))
     try:
         ends = {}
         for how in ("perturbed", "attach", "wrapped first"):
@@ -528,6 +516,7 @@ def one_rank_after_the_first(index: int, folder: str) -> None:
     one_rank(index + 1, folder)
 
 
+@pytest.mark.slow
 def test_replicas_with_noise_of_their_own_stay_bitwise_equal(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if sys.platform == "linux":

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from nb_lib.errors import InputError
-from nb_lib.lab import sweeps
+from nb_lib.lab import sweeps, tasks
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore
 from nb_lib.lab.sweeps import sweep
@@ -55,9 +55,7 @@ def norm(model, data):
     return {"norm": float(torch.cat([p.detach().flatten() for p in model.parameters()]).norm())}
 
 
-def test_a_budget_leaves_a_checkpoint_from_which_the_next_call_goes_on_as_if_never_stopped(
-    clock, tmp_path, capsys
-):
+def test_a_budget_leaves_a_checkpoint_from_which_the_next_call_goes_on_as_if_never_stopped(clock, tmp_path, capsys):
     long = replace(SMALL, epochs=10)
     runs = [SMALL, long, replace(long, seed=1)]
     stopped = tmp_path / "stopped"
@@ -92,6 +90,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_no_run_twice_and_one_takes_over_what_a_killed_one_was_at(tmp_path):
     def begin(folder):
         for process in (killed, other):
@@ -101,9 +100,7 @@ def test_two_processes_train_no_run_twice_and_one_takes_over_what_a_killed_one_w
     def trained_now(process):
         closing_line, done = process.stdout.readline(), process.stdout.readline()
         assert done == "done\n"
-        return int(
-            re.fullmatch(r"20 runs: (\d+) trained now, \d+ were stored; 20 finished.\n", closing_line)[1]
-        )
+        return int(re.fullmatch(r"20 runs: (\d+) trained now, \d+ were stored; 20 finished.\n", closing_line)[1])
 
     with python(SWEEPS, TWENTY) as killed, python(SWEEPS, TWENTY) as other:
         assert [process.stdout.readline() for process in (killed, other)] == ["ready\n"] * 2
@@ -123,9 +120,7 @@ def test_two_processes_train_no_run_twice_and_one_takes_over_what_a_killed_one_w
         assert {record.run for record in inherited} == set(TWENTY)
 
 
-def test_a_run_that_another_process_holds_is_left_to_it_and_taken_when_it_lets_go(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_run_that_another_process_holds_is_left_to_it_and_taken_when_it_lets_go(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweeps, "_POLL", 0.05)
     store, held, free = RunStore(tmp_path), SEEDS[0], SEEDS[1]
     (tmp_path / ".locks").mkdir()
@@ -146,14 +141,15 @@ def test_a_run_that_another_process_holds_is_left_to_it_and_taken_when_it_lets_g
 def test_a_run_that_another_process_ends_between_two_looks_counts_as_stored(tmp_path, monkeypatch):
     record = train(SMALL, progress=False)
 
-    def claim_late(self, run, locks, original=sweeps._Task._claim):
+    def claim_late(self, run, locks, original=tasks.Task._claim):
         self.store.save(record)
         return original(self, run, locks)
 
-    monkeypatch.setattr(sweeps._Task, "_claim", claim_late)
+    monkeypatch.setattr(tasks.Task, "_claim", claim_late)
     assert sweep([SMALL], tmp_path) == [record]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_run_but_one_that_kills_its_workers(tmp_path, capsys):
     distributed = pytest.importorskip("distributed")
     deadly, store, stored = replace(SMALL, train_size=200), RunStore(tmp_path), []
@@ -175,7 +171,7 @@ def test_a_killed_worker_costs_no_run_but_one_that_kills_its_workers(tmp_path, c
         thread.join()
         assert stored[0] < 20
         assert [record.run for record in records] == TWENTY
-        assert sorted(records, key=lambda record: record.key) == list(store)
+        assert sorted(records, key=lambda record: record.run.key) == list(store)
 
         cluster.scheduler.allowed_failures = 0
         survivors = sweep([deadly, SMALL], store, client=cluster.scheduler_address, measure=measure)
@@ -202,7 +198,7 @@ def test_short_memory_trains_fewer_networks_at_once_after_the_others_are_gone(tm
                 torch.empty(2**50)
             return super().train_epoch()
 
-    monkeypatch.setattr(sweeps, "Training", Tight)
+    monkeypatch.setattr(tasks, "Training", Tight)
     records = sweep(SEEDS, tmp_path, device="cpu")
     assert [record.run for record in records] == SEEDS
     assert sorted(record.provenance["side_by_side"] for record in records) == [1, 2, 2, 2, 2]
@@ -211,20 +207,19 @@ def test_short_memory_trains_fewer_networks_at_once_after_the_others_are_gone(tm
     assert "3 networks at once do not fit; 2 at once." in said
 
 
+@pytest.mark.slow
 def test_a_run_too_large_for_the_memory_is_left_and_the_others_are_trained(tmp_path, monkeypatch, capsys):
     def training(group, data):
         if group[0].batch_size == 125:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return Training(group, data)
 
-    monkeypatch.setattr(sweeps, "Training", training)
+    monkeypatch.setattr(tasks, "Training", training)
     large = [replace(run, batch_size=125) for run in SEEDS[:3]]
     assert [record.run for record in sweep([*large, *SEEDS], tmp_path, device="cpu")] == SEEDS
     captured = capsys.readouterr()
     assert "8 runs: 5 trained now, 0 were stored, 3 left (3 too large); 5 finished." in captured.out
-    assert (
-        captured.err.count(f"{large[0].label}: does not fit into the memory of the device; it is left.") == 3
-    )
+    assert captured.err.count(f"{large[0].label}: does not fit into the memory of the device; it is left.") == 3
 
 
 def test_a_diverging_run_is_recorded_once_and_stops_no_other(tmp_path, capsys):
@@ -251,6 +246,7 @@ for folder, size, runs, options in cases:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_sentence_and_with_space_the_same_call_completes(tmp_path):
     disks = [  # size, runs, options, and how many records fit
         ("64k", [replace(SMALL, epochs=1, seed=seed) for seed in range(24)], {}, 16),  # a page each
@@ -263,9 +259,7 @@ def test_a_full_disk_is_one_clear_sentence_and_with_space_the_same_call_complete
     with python(FULL_DISK, [(str(tmp_path), *disk[:3]) for disk in disks], before=mount[:2]) as process:
         for _, runs, _, fit in disks:
             (said, *before), (then_said, *after) = (json.loads(process.stdout.readline()) for _ in range(2))
-            assert re.fullmatch(
-                rf"InputError: cannot write {tmp_path}/\S+: No space left on device; free .*\.", said
-            )
+            assert re.fullmatch(rf"InputError: cannot write {tmp_path}/\S+: No space left on device; free .*\.", said)
             assert len(before) == fit
             assert then_said == ""
             assert set(before) <= set(after)
@@ -277,7 +271,7 @@ def test_weights_and_measures_are_those_of_each_network_also_side_by_side(tmp_pa
     store, runs, data = RunStore(tmp_path), [*SEEDS[:3], normalized], load_for(SMALL)
     records = sweep(runs, store, measure=norm, keep_weights=True)
     assert [record.provenance["side_by_side"] for record in records] == [3, 3, 3, 1]
-    assert sorted(records, key=lambda record: record.key) == list(store)
+    assert sorted(records, key=lambda record: record.run.key) == list(store)
     models = [trained(run, store, data) for run in runs]
     assert [record.measures for record in records] == [norm(model, data) for model in models]
     with torch.no_grad():
@@ -288,9 +282,7 @@ def test_weights_and_measures_are_those_of_each_network_also_side_by_side(tmp_pa
 
 def test_missing_and_damaged_weights_are_named_in_one_sentence(tmp_path):
     store, data = RunStore(tmp_path), load_for(SMALL)
-    with pytest.raises(
-        InputError, match=rf"^no weights of run {SMALL.key} in .*: train it with keep_weights\.$"
-    ):
+    with pytest.raises(InputError, match=rf"^no weights of run {SMALL.key} in .*: train it with keep_weights\.$"):
         trained(SMALL, store, data)
     sweep([SMALL], store, keep_weights=True)
     path = store.weights(SMALL)

@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from nb_lib.lab.names import DISTRIBUTIONS
 from nb_lib import toys
 from nb_lib.errors import InputError
+from nb_lib.lab.names import DISTRIBUTIONS
 
-T1, T2, T3, T4 = toys.two_wells(), toys.bowl_with_dip(), toys.ripples(), toys.two_wells_2d()
-MIXED = toys.Landscape(
-    (0.3,), (toys.Dip(0.7, (0.4,), (0.2,)), toys.Dip(-0.2, (-1.0,), (0.4,))), 0.3, 5.0, 0.25
+#: A well that is sharp along the first axis only, and a round flat one.
+TWO_WELLS_2D = toys.Landscape(
+    (0.05, 0.05),
+    (toys.Dip(1.0, (-1.0, -0.5), (0.05, 0.6)), toys.Dip(0.8, (1.0, 0.5), (0.6, 0.6))),
+    offset=1.0,
 )
+T1, T2, T3, T4 = toys.two_wells(), toys.bowl_with_dip(), toys.ripples(), TWO_WELLS_2D
+MIXED = toys.Landscape((0.3,), (toys.Dip(0.7, (0.4,), (0.2,)), toys.Dip(-0.2, (-1.0,), (0.4,))), 0.3, 5.0, 0.25)
 MIXED_2D = toys.Landscape((0.3, 1.1), (toys.Dip(0.7, (0.4, -0.3), (0.2, 0.5)),), 0.3, 5.0, 0.25)
 LOSSES_1D = {"T1": T1, "T2": T2, "T3": T3, "quadratic": toys.quadratic(1.7), "mixed": MIXED}
 LOSSES_2D = {"T4": T4, "quadratic": toys.quadratic(1.7, 0.2), "mixed": MIXED_2D}
@@ -33,14 +37,10 @@ def nodes(a: float, noise: str) -> tuple[np.ndarray, np.ndarray]:
     """θ and weights of E over one coordinate: Gauss-Legendre on panels, for normal noise times its density."""
     x, v = np.polynomial.legendre.leggauss(16)
     reach = a if noise == "uniform" else 8.5 * a
-    edges = np.linspace(
-        -reach, reach, 9 + int(2 * reach / 0.15)
-    )  # panels of up to three widths of the narrowest dip
+    edges = np.linspace(-reach, reach, 9 + int(2 * reach / 0.15))  # panels of up to three widths of the narrowest dip
     half = np.diff(edges)[:, None] / 2
     theta, weight = (edges[:-1, None] + half + half * x).ravel(), (half * v).ravel()
-    return theta, weight * (
-        np.full_like(theta, 0.5 / a) if noise == "uniform" else stats.norm.pdf(theta, scale=a)
-    )
+    return theta, weight * (np.full_like(theta, 0.5 / a) if noise == "uniform" else stats.norm.pdf(theta, scale=a))
 
 
 def formula(loss, *x: np.ndarray) -> np.ndarray:
@@ -49,9 +49,7 @@ def formula(loss, *x: np.ndarray) -> np.ndarray:
     for i, k in enumerate(loss.curvatures):
         total = total + k * x[i] ** 2 / 2 + loss.amplitude * (1 - np.cos(loss.frequency * x[i]))
     for depth, center, width in loss.dips:
-        total = total - depth * np.exp(
-            -sum(((x[i] - center[i]) / width[i]) ** 2 for i in range(loss.dim)) / 2
-        )
+        total = total - depth * np.exp(-sum(((x[i] - center[i]) / width[i]) ** 2 for i in range(loss.dim)) / 2)
     return total
 
 
@@ -87,9 +85,7 @@ def test_the_smoothed_loss_agrees_with_scipys_quadrature(a) -> None:
     for w in (-1.0, -0.8):  # SmoothOut eq. 14
         value, _ = integrate.quad(partial(formula, T1), w - a, w + a, points=[-1.0], epsabs=1e-11)
         assert T1(w, a) == pytest.approx(value / (2 * a), abs=1e-9)
-    value, _ = integrate.dblquad(
-        lambda y, x: formula(T4, x, y), -1 - a, -1 + a, -0.5 - a, -0.5 + a, epsabs=1e-9
-    )
+    value, _ = integrate.dblquad(lambda y, x: formula(T4, x, y), -1 - a, -1 + a, -0.5 - a, -0.5 + a, epsabs=1e-9)
     assert T4((-1.0, -0.5), a) == pytest.approx(value / (4 * a**2), abs=1e-7)
 
 
@@ -104,11 +100,9 @@ def test_gradient_and_curvature_are_those_of_the_smoothed_loss(loss, a, noise) -
         return (8 * near - far) / (12 * h)
 
     steps = [h] if loss.dim == 1 else [np.array([h, 0]), np.array([0, h])]
-    gradient = np.stack([difference(partial(loss, a=a, noise=noise), step) for step in steps], axis=-1)
+    gradient = np.stack([difference(partial(loss, a=a, distribution=noise), step) for step in steps], axis=-1)
     np.testing.assert_allclose(loss.gradient(w, a, noise).reshape(gradient.shape), gradient, atol=1e-6)
-    hessian = np.stack(
-        [difference(partial(loss.gradient, a=a, noise=noise), step) for step in steps], axis=-1
-    )
+    hessian = np.stack([difference(partial(loss.gradient, a=a, distribution=noise), step) for step in steps], axis=-1)
     curvature = loss.curvature(w, a, noise)
     assert curvature.shape == w.shape + (() if loss.dim == 1 else (2,))
     np.testing.assert_allclose(curvature.reshape(hessian.shape), hessian, atol=2e-4)
@@ -123,12 +117,8 @@ def test_the_gradient_is_smoothouts_equation_15(a) -> None:
     for loss in LOSSES_2D.values():
         for w in POINTS_2D:
             faces = [
-                weight
-                @ (formula(loss, w[0] + a, w[1] + theta) - formula(loss, w[0] - a, w[1] + theta))
-                / (2 * a),
-                weight
-                @ (formula(loss, w[0] + theta, w[1] + a) - formula(loss, w[0] + theta, w[1] - a))
-                / (2 * a),
+                weight @ (formula(loss, w[0] + a, w[1] + theta) - formula(loss, w[0] - a, w[1] + theta)) / (2 * a),
+                weight @ (formula(loss, w[0] + theta, w[1] + a) - formula(loss, w[0] + theta, w[1] - a)) / (2 * a),
             ]
             np.testing.assert_allclose(loss.gradient(w, a), faces, atol=1e-11 / a)
 
@@ -237,7 +227,7 @@ def test_there_is_no_crossing_without_two_minima_or_when_the_deeper_one_is_flat(
     assert toys.crossing(T3) is None
     assert toys.crossing(toys.two_wells(flat_depth=1.2)) is None
     assert toys.last_minimum(toys.quadratic(1.0)) == 0
-    assert toys.last_minimum(toys.ripples(frequency=60.0), low=-1, high=1) == math.inf
+    assert toys.last_minimum(toys.Landscape((1.0,), amplitude=1.0, frequency=60.0)) == math.inf
 
 
 @pytest.mark.parametrize(("a", "count"), [(0, 11), (math.pi / 12, 1), (0.3, 6), (0.36, 10)])
@@ -250,9 +240,7 @@ def test_the_inverted_ripple_has_a_maximum_where_the_loss_is_least() -> None:
     convex = math.sqrt(2 * math.log(144)) / 12
     w = np.linspace(-3, 3, 2001)
     assert convex == pytest.approx(0.2627, abs=5e-5)
-    assert (
-        T3.curvature(w, 1.001 * convex, "normal").min() > 0 > T3.curvature(w, 0.999 * convex, "normal").min()
-    )
+    assert T3.curvature(w, 1.001 * convex, "normal").min() > 0 > T3.curvature(w, 0.999 * convex, "normal").min()
 
 
 T4_TABLE = [
@@ -352,7 +340,6 @@ def test_in_one_dimension_normal_noise_removes_the_sharp_minimum_earlier(loss) -
         partial(toys.quadratic, 1.0, 2.0, 3.0),
         partial(toys.Landscape, (1.0,), (toys.Dip(1.0, (0.0, 0.0), (1.0, 1.0)),)),
         partial(toys.minima, T4),
-        partial(toys.minima, T1, low=1.0, high=0.0),
     ],
 )
 def test_impossible_input_is_refused_in_one_sentence(call) -> None:
@@ -361,3 +348,16 @@ def test_impossible_input_is_refused_in_one_sentence(call) -> None:
     sentence = str(refused.value)
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+def test_rims_are_as_high_as_the_barrier_between_the_wells() -> None:
+    (first, _), (second, _) = toys.minima(T1)
+    left, top, right = toys.rims(T1)
+    assert left < first < top < second < right
+    assert T1(left) == pytest.approx(T1(top), rel=1e-9)
+    assert T1(right) == pytest.approx(T1(top), rel=1e-9)
+    inside = np.linspace(left, right, 2001)
+    assert T1(inside).max() == pytest.approx(T1(top), abs=1e-6)
+    assert T1.gradient(top) == pytest.approx(0, abs=0.01)
+    with pytest.raises(InputError, match="has 1 minima"):
+        toys.rims(toys.quadratic(1.0))

@@ -19,9 +19,10 @@ from nb_lib.errors import InputError
 from nb_lib.lab import networks
 from nb_lib.lab.data import Data, Split, epoch_indices
 from nb_lib.lab.runs import Run
-from nb_lib.lab.store import RunStore
+from nb_lib.lab.setup import seed_for
+from nb_lib.lab.store import RunStore, frame
 from nb_lib.lab.sweeps import sweep
-from nb_lib.lab.training import Training, _seed, load_for, side_by_side, train
+from nb_lib.lab.training import Training, load_for, side_by_side, train
 from nb_lib.noise_enhancement import covariance_factor
 from nb_lib.smoothout import SmoothOut
 
@@ -40,7 +41,7 @@ def weights(training: Training) -> torch.Tensor:
 
 def model_of(run: Run, data, minibatches: int = 1) -> torch.nn.Module:
     return networks.build(
-        run.network, data.shape, len(data.classes), seed=_seed(run, "weights"), minibatches=minibatches
+        run.network, data.shape, len(data.classes), seed=seed_for(run, "weights"), minibatches=minibatches
     )
 
 
@@ -52,7 +53,7 @@ def by_hand(run: Run, gradients) -> torch.Tensor:
         optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum, fused=True)
-    generator = torch.Generator().manual_seed(_seed(run, "order"))
+    generator = torch.Generator().manual_seed(seed_for(run, "order"))
     for _ in range(run.epochs):
         streams = 2 if run.alpha > 1 else 1
         for index in epoch_indices(len(data.train), run.batch_size, streams=streams, generator=generator):
@@ -85,8 +86,8 @@ def test_a_smoothout_run_is_algorithm_1():
     run = replace(SMALL, a=0.1, optimizer="sgd", lr=0.1, epochs=2)
     data = load_for(run)
     model = model_of(run, data)
-    smooth = SmoothOut(model, run.a, seed=_seed(run, "noise"))
-    generator = torch.Generator().manual_seed(_seed(run, "order"))
+    smooth = SmoothOut(model, run.a, seed=seed_for(run, "noise"))
+    generator = torch.Generator().manual_seed(seed_for(run, "order"))
     for _ in range(run.epochs):
         for index in epoch_indices(len(data.train), run.batch_size, generator=generator):
             clean = [p.detach().clone() for p in model.parameters()]
@@ -108,7 +109,8 @@ def test_noise_per_ghost_batch_averages_over_as_many_draws_and_keeps_the_mean_gr
     torch.testing.assert_close(weights(finished(chunked)), weights(finished(run)), rtol=1e-4, atol=1e-5)
     training = Training([replace(chunked, a=0.1)], load_for(run))
     draws = []
-    training.smooth._next_odd = lambda original=training.smooth._next_odd: draws.append(1) or original()
+    smooth = training.step.smooth
+    smooth._next_odd = lambda original=smooth._next_odd: draws.append(1) or original()
     training.train_epoch()
     assert len(draws) == 4 * math.ceil(60 / 16) + 1  # four batches of 60 and one of 10
 
@@ -117,9 +119,7 @@ def test_noise_per_ghost_batch_averages_over_as_many_draws_and_keeps_the_mean_gr
 @pytest.mark.parametrize("noisy", [True, False])
 def test_parts_are_cut_as_in_the_authors_code(noisy, streams):
     """Their loop: each batch into B // size chunks, a forward and backward pass of its own for each."""
-    run = Run(
-        network="smoothout-f1", train_size=250, batch_size=60, ghost_batch=16, noise_batch=16, cutting="even"
-    )
+    run = Run(network="smoothout-f1", train_size=250, batch_size=60, ghost_batch=16, noise_batch=16, cutting="even")
     run = replace(run, a=0.1 * noisy, alpha=float(streams))
     training = Training([run], load_for(run))
     sizes = []  # of what is normalized together, by the first layer
@@ -227,13 +227,9 @@ def test_a_checkpoint_of_another_kind_of_device_is_refused_in_one_sentence():
     training = Training([SMALL], load_for(SMALL))
     state = training.state_dict()
     assert state["device"] == "cpu"
-    with pytest.raises(
-        InputError, match="made with device 'cuda', whose random numbers 'cpu' cannot go on with"
-    ):
+    with pytest.raises(InputError, match="made with device 'cuda', whose random numbers 'cpu' cannot go on with"):
         training.load_state_dict({**state, "device": "cuda"})
-    training.load_state_dict(
-        {name: value for name, value in state.items() if name != "device"}
-    )  # an older one
+    training.load_state_dict({name: value for name, value in state.items() if name != "device"})  # an older one
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
@@ -286,9 +282,7 @@ def test_runs_end_as_out_of_epochs_finished_or_diverged(capsys):
 
 
 def test_learning_rates_follow_the_epoch_schedule_and_the_batch_scaling():
-    run = replace(
-        SMALL, train_size=800, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15
-    )
+    run = replace(SMALL, train_size=800, lr=0.1, lr_steps=((1, 0.01), (3, 0.5)), lr_scaling="sqrt", lr_reference=15)
     rates = [point["lr"] for point in train(run, progress=False).curve]
     assert rates == pytest.approx([0.2, 0.02, 0.02, 1.0])
     assert replace(run, lr_scaling="linear").scaled_lr_steps[0] == (0, pytest.approx(0.4))
@@ -336,8 +330,9 @@ def test_images_of_several_channels_lie_channels_last_and_have_the_same_gradient
         training = Training([run], data)
         assert training.data.train.x.is_contiguous(memory_format=torch.channels_last)
         training.model.double()
-        training.data = training.data if moved else data
-        training._gradients(next(iter(training._batches())), 1.0)
+        training.step.samples = training.data.train if moved else data.train
+        training.step._update = lambda: None  # the gradients stay
+        training.step(next(iter(training._batches())))
         gradients.append(torch.cat([p.grad.flatten() for p in training.model.parameters()]))
     assert gradients[0].norm() > 0
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
@@ -346,9 +341,7 @@ def test_images_of_several_channels_lie_channels_last_and_have_the_same_gradient
 def test_testing_does_not_outweigh_training(monkeypatch):
     looks = []
     evaluate = Training.evaluate
-    monkeypatch.setattr(
-        Training, "evaluate", lambda self, split: looks.append(len(split)) or evaluate(self, split)
-    )
+    monkeypatch.setattr(Training, "evaluate", lambda self, split: looks.append(len(split)) or evaluate(self, split))
     record = train(replace(SMALL, epochs=8), progress=False)  # 250 training images, twice as many test images
     tests = len(load_for(SMALL).test)
     assert round(tests / 250) == 2
@@ -391,9 +384,9 @@ def test_the_noise_of_the_sampled_update_has_the_enhanced_covariance():
     def record_gradient():
         gradient = torch.cat([p.grad.flatten() for p in training.model.parameters()])
         noise.append((gradient - per_sample.mean(0)).square().sum())
-        training.optimizer.zero_grad()
+        training.step.optimizer.zero_grad()
 
-    training._move = record_gradient
+    training.step._update = record_gradient
     for _ in range(60):
         training.train_epoch()
     predicted = covariance_factor(2.0) / b * (n - b) / (n - 1) * scatter
@@ -456,9 +449,7 @@ def test_a_training_that_its_pace_says_will_not_end_stops_after_three_epochs(tmp
             checkpoint=path, progress=False, until=clock.now + 40, expected=60
         ) == []  # fmt: skip
         assert clock.now == epochs
-    [record] = Training([run], load_for(run)).finish(
-        checkpoint=path, progress=False, until=clock.now + 60, expected=60
-    )
+    [record] = Training([run], load_for(run)).finish(checkpoint=path, progress=False, until=clock.now + 60, expected=60)
     assert (clock.now, record.epochs) == (60, 60)
     assert not path.exists()
 
@@ -494,6 +485,7 @@ sweep(runs, sys.argv[1], progress=False)
 """
 
 
+@pytest.mark.slow
 def test_a_loop_of_20_runs_killed_again_and_again_ends_with_20_records_none_done_twice(tmp_path):
     done: dict[Path, int] = {}
     for kill_after in (4, 9, 15, None):
@@ -509,4 +501,4 @@ def test_a_loop_of_20_runs_killed_again_and_again_ends_with_20_records_none_done
         assert len(now) < 20 or kill_after is None
         done = now
     assert loop.returncode == 0
-    assert len(RunStore(tmp_path).frame().key.unique()) == len(done) == 20
+    assert len(frame(RunStore(tmp_path)).key.unique()) == len(done) == 20

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nb_lib.lab.names import DISTRIBUTIONS
 from nb_lib import noise_enhancement, toys, walkers
 from nb_lib.errors import InputError
+from nb_lib.lab.names import DISTRIBUTIONS
 
-T1, T2, T3, T4 = toys.two_wells(), toys.bowl_with_dip(), toys.ripples(), toys.two_wells_2d()
-MIXED = toys.Landscape(
-    (0.3,), (toys.Dip(0.7, (0.4,), (0.2,)), toys.Dip(-0.2, (-1.0,), (0.4,))), 0.3, 5.0, 0.25
+#: A well that is sharp along the first axis only, and a round flat one.
+TWO_WELLS_2D = toys.Landscape(
+    (0.05, 0.05),
+    (toys.Dip(1.0, (-1.0, -0.5), (0.05, 0.6)), toys.Dip(0.8, (1.0, 0.5), (0.6, 0.6))),
+    offset=1.0,
 )
+T1, T2, T3, T4 = toys.two_wells(), toys.bowl_with_dip(), toys.ripples(), TWO_WELLS_2D
+MIXED = toys.Landscape((0.3,), (toys.Dip(0.7, (0.4,), (0.2,)), toys.Dip(-0.2, (-1.0,), (0.4,))), 0.3, 5.0, 0.25)
 MIXED_2D = toys.Landscape((0.3, 1.1), (toys.Dip(0.7, (0.4, -0.3), (0.2, 0.5)),), 0.3, 5.0, 0.25)
 POINTS = np.array([-1.52, -1.04, -1.0, -0.9, -0.3, 0.0, 0.41, 0.94, 1.3])
 POINTS_2D = np.array([(-1.0, -0.5), (-1.04, -0.2), (-0.7, 0.4), (0.0, 0.0), (0.45, -0.4), (1.2, 0.7)])
@@ -41,6 +45,34 @@ def test_the_training_set_has_the_loss_as_its_mean_and_the_spread_asked_for(tail
     np.testing.assert_allclose(data.sample_losses(w), T4(w) - data.tilts @ w, rtol=1e-12)
 
 
+def test_a_turned_training_set_has_its_spreads_along_the_turned_axes() -> None:
+    data = walkers.samples(T4, 500, spread=(2.0, 0.5), turn=math.pi / 6)
+    along = np.array([math.sqrt(3) / 2, 1 / 2])
+    across = np.array([-1 / 2, math.sqrt(3) / 2])
+    assert along @ data.covariance() @ along == pytest.approx(4, rel=1e-12)
+    assert across @ data.covariance() @ across == pytest.approx(0.25, rel=1e-12)
+    assert along @ data.covariance() @ across == pytest.approx(0, abs=1e-12)
+    lengths = np.linalg.norm(walkers.samples(T4, 500, spread=(2.0, 0.5)).tilts, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(data.tilts, axis=1), lengths, rtol=1e-12)  # the same samples
+    with pytest.raises(InputError, match="cannot be turned"):
+        walkers.samples(T1, turn=0.1)
+
+
+def test_a_spread_for_each_weight() -> None:
+    with pytest.raises(InputError, match="one for each weight"):
+        walkers.samples(T1, spread=(1.0, 2.0))
+
+
+def test_independent_means_are_of_different_permutations() -> None:
+    data = walkers.samples(T1, 20, spread=2.0)
+    one_epoch = walkers.minibatch_means(data, 10, 20_000, np.random.default_rng(0))
+    np.testing.assert_allclose(one_epoch[::2], -one_epoch[1::2], atol=1e-12)  # two halves of a permutation
+    means = walkers.independent_means(data, 10, 10_000, np.random.default_rng(0))
+    assert means.shape == (10_000,)
+    assert abs(np.corrcoef(means[::2], means[1::2])[0, 1]) < 0.06
+    assert np.mean(means**2) == pytest.approx(walkers.noise_variance(data, 10), rel=0.06)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_heavy_tails_are_heavy(seed) -> None:
     assert stats.kurtosis(walkers.samples(T1, tails="heavy", seed=seed).tilts) > 30
@@ -53,9 +85,7 @@ def test_heavy_tails_are_heavy(seed) -> None:
 def test_minibatch_noise_is_that_of_all_subsets(B) -> None:
     data = walkers.samples(T1, 12, spread=2.0, seed=3)
     subsets = np.array([np.mean(s) for s in itertools.combinations(data.tilts, B)])
-    assert np.mean(subsets**2) == pytest.approx(
-        walkers.noise_variance(data, B), rel=1e-9, abs=1e-25
-    )  # NE eq. 4
+    assert np.mean(subsets**2) == pytest.approx(walkers.noise_variance(data, B), rel=1e-9, abs=1e-25)  # NE eq. 4
     means = walkers.minibatch_means(data, B, 60_000, np.random.default_rng(0))
     assert means.shape == (60_000,)
     # every mean drawn is one of a subset, and none is favored (for up to 495 subsets of 60,000 draws)
@@ -63,9 +93,7 @@ def test_minibatch_noise_is_that_of_all_subsets(B) -> None:
     assert nearest.max() < 1e-12
     counts = np.unique(means.round(9), return_counts=True)[1]
     assert len(counts) == math.comb(12, B)
-    assert (
-        stats.chi2.sf(np.sum((counts - counts.mean()) ** 2) / counts.mean(), max(1, len(counts) - 1)) > 1e-6
-    )
+    assert stats.chi2.sf(np.sum((counts - counts.mean()) ** 2) / counts.mean(), max(1, len(counts) - 1)) > 1e-6
 
 
 def test_minibatches_in_two_dimensions_keep_their_pairs() -> None:
@@ -148,9 +176,7 @@ def test_recorded_steps_and_seeds() -> None:
 
 def test_blocks_of_random_numbers_do_not_repeat() -> None:
     flat = walkers.samples(toys.quadratic(0.0), spread=1.0)
-    steps = np.diff(
-        walkers.walk(flat, np.zeros(40_000), eta=1.0, steps=4, B=10, a=0.1, denoise=False), axis=0
-    )
+    steps = np.diff(walkers.walk(flat, np.zeros(40_000), eta=1.0, steps=4, B=10, a=0.1, denoise=False), axis=0)
     for first, second in itertools.combinations(steps, 2):  # two blocks hold a step each here
         assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(40_000)
 
@@ -169,9 +195,7 @@ def test_the_noise_of_one_step_has_the_covariance_of_noise_enhancement(alpha, B)
 def test_the_second_minibatch_counts_negatively(alpha) -> None:
     tilts = np.random.default_rng(4).exponential(size=500)  # skewed: the sign of 1 − α shows
     data = walkers.Samples(toys.quadratic(0.0), tilts - tilts.mean())
-    plain, enhanced = (
-        walkers.walk(data, np.zeros(400_000), eta=1.0, steps=1, B=4, alpha=x)[1] for x in (1, alpha)
-    )
+    plain, enhanced = (walkers.walk(data, np.zeros(400_000), eta=1.0, steps=1, B=4, alpha=x)[1] for x in (1, alpha))
     assert stats.skew(plain) > 0.8
     ratio = (alpha**3 + (1 - alpha) ** 3) / (alpha**2 + (1 - alpha) ** 2) ** 1.5  # specification 2.1
     assert stats.skew(enhanced) / stats.skew(plain) == pytest.approx(ratio, abs=0.03)
@@ -183,9 +207,7 @@ def test_the_noise_in_two_dimensions() -> None:
     expected = walkers.noise_variance(data, 5, 2, 0.1)
     for i in range(2):
         assert abs(variance_z(step[:, i], expected[i, i], pool_error())) < 4.5
-    assert abs(np.corrcoef(step.T)[0, 1]) < 4.5 * math.hypot(
-        1 / math.sqrt(100_000), 1 / math.sqrt(walkers.POOL)
-    )
+    assert abs(np.corrcoef(step.T)[0, 1]) < 4.5 * math.hypot(1 / math.sqrt(100_000), 1 / math.sqrt(walkers.POOL))
 
 
 @pytest.mark.parametrize("eta", [0.1, 1.5])
@@ -203,18 +225,14 @@ def test_walkers_in_a_bowl_spread_to_the_stationary_variance(alpha, B, eta) -> N
 
 def test_noise_is_amplified_where_the_step_nearly_overshoots() -> None:
     assert walkers.stationary_variance(1.0, 1.0, 3.0) == 3.0  # every step forgets the last
-    assert walkers.stationary_variance(1.0, 1.9, 3.0) == pytest.approx(
-        walkers.stationary_variance(1.0, 0.1, 3.0)
-    )
+    assert walkers.stationary_variance(1.0, 1.9, 3.0) == pytest.approx(walkers.stationary_variance(1.0, 0.1, 3.0))
 
 
 @pytest.mark.parametrize("noise", DISTRIBUTIONS)
-@pytest.mark.parametrize(
-    ("loss", "start"), [(T1, -0.9), (T2, -1.4), (T4, (-0.9, -0.3))], ids=["T1", "T2", "T4"]
-)
+@pytest.mark.parametrize(("loss", "start"), [(T1, -0.9), (T2, -1.4), (T4, (-0.9, -0.3))], ids=["T1", "T2", "T4"])
 def test_stochastic_smoothout_descends_the_smoothed_loss_on_average(loss, start, noise) -> None:
     starts = np.tile(start, (100_000, 1)) if loss.dim == 2 else np.full(100_000, start)
-    step = np.diff(walkers.walk(loss, starts, eta=0.01, steps=1, a=0.15, noise=noise), axis=0)[0]
+    step = np.diff(walkers.walk(loss, starts, eta=0.01, steps=1, a=0.15, distribution=noise), axis=0)[0]
     error = step.std(0) / math.sqrt(len(step))
     assert np.all(error > 0)
     assert np.all(np.abs(step.mean(0) + 0.01 * loss.gradient(start, 0.15, noise)) < 4.5 * error)
@@ -230,9 +248,7 @@ def test_both_minibatches_see_the_same_perturbation() -> None:
 def test_fixed_copies_average_their_gradients() -> None:
     for loss, start, seed in ((T1, POINTS, 0), (T4, POINTS_2D, 7)):
         path = walkers.walk(loss, start, eta=0.01, steps=2, a=0.2, copies=5, seed=seed)
-        probe = walkers.walk(
-            toys.quadratic(*[1.0] * loss.dim), start, eta=1, steps=1, a=0.2, copies=5, seed=seed
-        )[1]
+        probe = walkers.walk(toys.quadratic(*[1.0] * loss.dim), start, eta=1, steps=1, a=0.2, copies=5, seed=seed)[1]
         assert np.ptp(probe, axis=0).max() < 1e-12  # w − (w + mean θ): the same copies for all walkers
         rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(4)[3])
         theta = rng.uniform(-0.2, 0.2, (loss.dim, 5)).T  # [copies, dim]
@@ -249,7 +265,7 @@ def test_many_copies_approach_the_smoothed_loss() -> None:
 
 @pytest.mark.parametrize(("noise", "each"), [("uniform", 0.04 / 3), ("normal", 0.04)])
 def test_without_denoising_perturbations_accumulate(noise, each) -> None:
-    walk = partial(walkers.walk, toys.quadratic(0.0), np.zeros(20_000), eta=0.1, steps=10, a=0.2, noise=noise)
+    walk = partial(walkers.walk, toys.quadratic(0.0), np.zeros(20_000), eta=0.1, steps=10, a=0.2, distribution=noise)
     path = walk(denoise=False)
     for step in (1, 5, 10):
         assert abs(variance_z(path[step], each * step)) < 4.5
@@ -264,9 +280,7 @@ def test_a_method_more_keeps_the_other_random_numbers() -> None:
     walk = partial(walkers.walk, data, np.zeros(500), eta=1.0, steps=1)
     plain, enhanced = walk(B=10)[1], walk(B=10, alpha=2)[1]
     assert np.corrcoef(plain, enhanced)[0, 1] == pytest.approx(2 / math.sqrt(5), abs=0.05)  # α/√c
-    many = partial(
-        walkers.walk, data, np.zeros(40_000), eta=1.0, steps=3
-    )  # a block of random numbers is a step here
+    many = partial(walkers.walk, data, np.zeros(40_000), eta=1.0, steps=3)  # a block of random numbers is a step here
     plain_later, enhanced_later = np.diff(many(B=10), axis=0)[2], np.diff(many(B=10, alpha=2), axis=0)[2]
     assert np.corrcoef(plain_later, enhanced_later)[0, 1] == pytest.approx(2 / math.sqrt(5), abs=0.02)
     both = walk(B=10, a=0.3, denoise=False)[1]
@@ -314,9 +328,7 @@ def test_the_fourth_cumulant_of_the_enhanced_noise() -> None:
 def escaped(tails: str, B: int, alpha: float) -> float:
     """Share of 1,000 walkers that have left the sharp well of T1 after 2,000 steps."""
     data = walkers.samples(T1, spread=24.0, tails=tails)
-    end = walkers.walk(
-        data, np.full(1000, -1.0), eta=0.004, steps=2000, every=2000, B=B, alpha=alpha, seed=1
-    )[1]
+    end = walkers.walk(data, np.full(1000, -1.0), eta=0.004, steps=2000, every=2000, B=B, alpha=alpha, seed=1)[1]
     return float(np.mean(end > 0.2))
 
 
@@ -354,6 +366,7 @@ WALK = {"eta": 0.1, "steps": 3}
         partial(walkers.samples, T1, spread=-1.0),
         partial(walkers.samples, T1, tails="fat"),
         partial(walkers.minibatch_means, DATA, 0, 5, np.random.default_rng(0)),
+        partial(walkers.independent_means, DATA, 101, 5, np.random.default_rng(0)),
         partial(walkers.noise_variance, DATA, 101),
         partial(walkers.noise_variance, DATA, 10, alpha=0.5),
         partial(walkers.stationary_variance, 1.0, 2.0, 1.0),
@@ -364,7 +377,7 @@ WALK = {"eta": 0.1, "steps": 3}
         partial(walkers.walk, DATA, 0.0, **WALK, B=10, alpha=0.9),
         partial(walkers.walk, DATA, 0.0, **WALK, B=10, alpha=math.nan),
         partial(walkers.walk, DATA, 0.0, **WALK, a=-1.0),
-        partial(walkers.walk, DATA, 0.0, **WALK, a=0.1, noise="cauchy"),
+        partial(walkers.walk, DATA, 0.0, **WALK, a=0.1, distribution="cauchy"),
         partial(walkers.walk, DATA, 0.0, **WALK, a=0.1, copies=0),
         partial(walkers.walk, DATA, 0.0, **WALK, a=0.1, copies=4, denoise=False),
         partial(walkers.walk, T1, 0.0, eta=0.0, steps=3),
@@ -385,6 +398,4 @@ def test_impossible_input_is_refused_in_one_sentence(call) -> None:
 
 
 def test_the_walkers_need_no_torch() -> None:
-    subprocess.run(
-        [sys.executable, "-c", "import sys, nb_lib.walkers; assert 'torch' not in sys.modules"], check=True
-    )
+    subprocess.run([sys.executable, "-c", "import sys, nb_lib.walkers; assert 'torch' not in sys.modules"], check=True)

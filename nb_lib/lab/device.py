@@ -1,4 +1,4 @@
-"""Surroundings of a training: device, precision, global random numbers kept out of the way, progress bars."""
+"""Surroundings of a training: device and its memory, precision, global random numbers, progress bars."""
 
 import gc
 import os
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from nb_lib.errors import InputError
 
+# what libraries beneath torch say: cuDNN finds no engine
+_OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED", "unable to find an engine"
+
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``"auto"`` is the first CUDA device if there is one, else the CPU.
+    """Find a device by its name; ``"auto"`` is the first CUDA device if there is one, else the CPU.
 
     Raises
     ------
@@ -29,36 +32,47 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def initial_random_state(device: torch.device, seed: int) -> list[Tensor]:
+    """States of freshly seeded generators, the CPU's and on CUDA also the device's."""
+    cpu = torch.device("cpu")
+    places = [cpu, device] if device.type == "cuda" else [cpu]
+    return [torch.Generator(place).manual_seed(seed).get_state() for place in places]
+
+
 @contextmanager
 def random_state(device: torch.device, state: list[Tensor]) -> Iterator[None]:
-    """Run with torch's global generators, which dropout draws from, at `state`; keep in it where they end."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    """Run with torch's global generators, which dropout draws from, at `state`; keep in it where they end.
+
+    It begins as an `initial_random_state`.  Afterwards the generators are as before.
+    """
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
         torch.set_rng_state(state[0])
-        for s in state[1:]:
-            torch.cuda.set_rng_state(s, device)
+        if on_cuda:
+            torch.cuda.set_rng_state(state[1], device)
         yield
-        state[:] = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
+        state[0] = torch.get_rng_state()
+        if on_cuda:
+            state[1] = torch.cuda.get_rng_state(device)
 
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Full float32 products, TF32 ones, or bfloat16 by autocast; torch's settings are put back afterwards.
+    """Compute in ``"float32"``, with ``"tf32"`` products, or in ``"bfloat16"`` by autocast; then put settings back.
 
     Inside, torch's older settings (``allow_tf32``, ``get_float32_matmul_precision``) raise when read, as torch.compile
     and the profiler do: combine "tf32" with neither.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matrices.fp32_precision, convolutions.fp32_precision
+    wanted = "tf32" if name == "tf32" else "ieee"
     try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if name == "tf32" else "ieee"
+        matrices.fp32_precision = convolutions.fp32_precision = wanted
         # no cache: it would keep the first step's bfloat16 weights for all that follow
         with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16", cache_enabled=False):
             yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+        matrices.fp32_precision, convolutions.fp32_precision = before
 
 
 def let_go(device: torch.device) -> None:
@@ -66,6 +80,21 @@ def let_go(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error means short memory, or covers one up that does, as when it ends the recording of a graph.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(ValueError("shapes differ"))
+    (True, False)
+    """
+    if error is None:
+        return False
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if any(words in str(error) for words in _OUT_OF_MEMORY):
+        return True
+    return out_of_memory(error.__context__)
 
 
 def hidden(progress: bool) -> bool:

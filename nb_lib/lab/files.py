@@ -10,12 +10,13 @@ from nb_lib.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file that at any moment is absent (or old) or whole, whatever kills the process.
+    """Let `write` fill a file that at any moment is absent (or old) or whole; `InputError` if it cannot be written.
 
-    Raises
-    ------
-    InputError
-        If it cannot be written (disk full, no permission); nothing is left behind.
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "new", "numbers.txt")
+    ...     write_atomically(path, lambda file: file.write(b"1 2 3"))
+    ...     path.read_text(), os.listdir(path.parent)
+    ('1 2 3', ['numbers.txt'])
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +31,4 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise InputError(
-            f"cannot write {path}: {cause.strerror}; free some space or choose another folder."
-        ) from error
+        raise InputError(f"cannot write {path}: {cause.strerror}; free some space or choose another folder.") from error

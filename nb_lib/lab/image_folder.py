@@ -1,42 +1,88 @@
-"""Decode a folder of images once; the second start reads the decoded array."""
+"""Read a folder of images, <folder>/{train,test}/<class>/<image files>; the second start reads the decoded array."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
 from nb_lib.lab.files import write_atomically
+from nb_lib.lab.readers import Raw, shuffled
+
+IMAGE_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WebP"}
+IMAGE_TYPES |= {".ppm": "PPM", ".pgm": "PGM", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
-def pixels(folder: Path, paths: Sequence[str], caches: Sequence[Path]) -> np.ndarray:
-    """Return the decoded images of a folder, uint8 [N, C, H, W] with one channel if all are gray.
+def read_folder(folder: Path, caches: Sequence[Path]) -> Raw:
+    """Read all images, with one channel if all are gray, in one fixed mixed order.
 
-    Parameters
-    ----------
-    folder
-        The data set's.
-    paths
-        Of the images, below `folder`; the array has their order.
-    caches
-        Folders to keep the decoded array in: the first that can be written (an .npz file has checksums).
-
-    Raises
-    ------
-    InputError
-        If an image cannot be read, or they differ in size.
+    Classes are the folders in `train`, by name. Hidden files are left out. The decoded array is kept in the first of
+    the folders `caches` that can be written.
     """
+    classes = _names(folder / "train", "class folders", os.DirEntry.is_dir)
+    in_test = _names(folder / "test", "class folders", os.DirEntry.is_dir)
+    in_one_only = set(classes).symmetric_difference(in_test)
+    if in_one_only:
+        odd = min(in_one_only)
+        raise InputError(f"class {odd!r} is in only one of train and test of {folder}: add or remove it.")
+    train = _listed(folder, "train", classes)
+    images = train + _listed(folder, "test", classes)
+    paths = [path for path, _ in images]
+    x = torch.from_numpy(_pixels(folder, paths, caches))
+    labels = [label for _, label in images]
+    y = torch.tensor(labels)
+    n = len(train)
+    types = sorted({_type(path) for path in paths})
+    return Raw(
+        variant=f"image folder, {' and '.join(types)} files",
+        classes=tuple(classes),
+        train=(x[:n], y[:n]),
+        test=(x[n:], y[n:]),
+    )
+
+
+def _listed(folder: Path, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """List the images (path below `folder`, label) of a part, mixed: by name they come class by class."""
+    images = []
+    for label, name in enumerate(classes):
+        for image in _names(folder / part / name, "images", lambda entry: _type(entry.name)):
+            images.append((f"{part}/{name}/{image}", label))
+    order = shuffled(len(images), 0).tolist()
+    return [images[i] for i in order]
+
+
+def _names(folder: Path, what: str, wanted: Callable[[os.DirEntry], object]) -> list[str]:
+    """List what is wanted in a folder, by name, without hidden files."""
+    entries = []
+    with contextlib.suppress(OSError):
+        entries = list(os.scandir(folder))
+    names = [entry.name for entry in entries if wanted(entry) and not entry.name.startswith(".")]
+    if not names:
+        remedy = "put <class>/<image files> in its train and test, or point NB_LIB_DATA or root elsewhere"
+        raise InputError(f"there are no {what} in {folder}: {remedy}.")
+    return sorted(names)
+
+
+def _type(path: str) -> str:
+    """JPEG, PNG or the like; nothing if it is no image."""
+    _, suffix = os.path.splitext(path)
+    return IMAGE_TYPES.get(suffix.lower(), "")
+
+
+def _pixels(folder: Path, paths: Sequence[str], caches: Sequence[Path]) -> np.ndarray:
+    """Return the images at `paths` below `folder`, decoded now or before; an .npz file has checksums."""
     name = f"{folder.name}-{_fingerprint(folder, paths)}.npz"
     files = [cache / ".nb_lib_cache" / name for cache in caches]
     for file in files:
         with contextlib.suppress(Exception), np.load(file, allow_pickle=False) as stored:
             return stored["nchw"]  # if it is not there, or damaged: decode again
-    decoded = _decode([os.path.join(folder, path) for path in paths])
+    decoded = _decode([folder / path for path in paths])
     for file in files:
         with contextlib.suppress(InputError):  # not writable: the next place, or no cache
             write_atomically(file, lambda stream: np.savez(stream, nchw=decoded))
@@ -47,34 +93,45 @@ def pixels(folder: Path, paths: Sequence[str], caches: Sequence[Path]) -> np.nda
 def _fingerprint(folder: Path, paths: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
+        file = folder / path
         try:
-            status = os.stat(os.path.join(folder, path))
+            status = file.stat()
         except OSError as error:
-            raise InputError(f"{folder / path} cannot be read: replace or delete it.") from error
-        digest.update(os.fsencode(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+            raise InputError(f"{file} cannot be read: replace or delete it.") from error
+        line = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(os.fsencode(line))
     return digest.hexdigest()[:16]
 
 
-def _decode(paths: Sequence[str]) -> np.ndarray:
+def _decode(paths: Sequence[Path]) -> np.ndarray:
     """Decode images of one size, in threads, to uint8 [N, 3, H, W], or [N, 1, H, W] if all are gray."""
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(_image, paths)
         images = list(tqdm(decoded, "decoding images", len(paths), delay=2, mininterval=1, leave=False))
+    first = images[0]
     for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            sizes = [f"{width}x{height}" for _, height, width in (image.shape, images[0].shape)]
-            raise InputError(f"{path} is {sizes[0]}, {paths[0]} is {sizes[1]}: give all images one size.")
+        if image.shape != first.shape:
+            raise InputError(f"{path} is {_size(image)}, {paths[0]} is {_size(first)}: give all images one size.")
     pixels = np.stack(images)
-    return pixels[:, :1].copy() if (pixels == pixels[:, :1]).all() else pixels
+    gray = pixels[:, :1]
+    if (pixels == gray).all():
+        return gray.copy()
+    return pixels
 
 
-def _image(path: str) -> np.ndarray:
+def _size(image: np.ndarray) -> str:
+    _, height, width = image.shape
+    return f"{width}x{height}"
+
+
+def _image(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":
+            if image.mode.startswith(("I", "F")):
                 raise ValueError("more than 8 bits per channel")
-            return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            rgb = np.asarray(image.convert("RGB"))
+            return np.ascontiguousarray(rgb.transpose(2, 0, 1))
     except Exception as error:
         raise InputError(f"{path} is not a readable 8-bit image: replace or delete it.") from error

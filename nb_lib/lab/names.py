@@ -1,4 +1,8 @@
-"""The names that a `Run` may use, and what they stand for; known without loading torch."""
+"""The names that a `Run` may use, and what they stand for; known without loading torch.
+
+>>> DATASETS["cifar10"]
+(3, 32, 32)
+"""
 
 #: Networks (see `lab.networks`).
 NETWORKS = {
@@ -19,20 +23,17 @@ DATASETS = {
     "cifar10": (3, 32, 32),
     "cifar100": (3, 32, 32),
 }
+#: Training images of the data sets that the papers train on.
+TRAINING_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 #: Scales of the pixels (see `lab.data.load`).
 NORMALIZATIONS = ("unit", "symmetric", "imagenet", "standardized")
 #: Kinds of the weight noise θ: U(−a, a) or N(0, a²).
 DISTRIBUTIONS = ("uniform", "normal")
-#: Which parameters are meant (see `lab.weight_vector`): the kinds nest, so each is a prefix of one common layout.
-SELECTIONS = {"weights": ("weight",), "no-norm": ("weight", "bias"), "all": ("weight", "bias", "norm")}
+#: Which parameters are meant (see `lab.weight_vector`): the kinds nest, so each is a stretch of one common layout.
+SELECTIONS = {"weights": ("weight",), "no-norm": ("weight", "bias"), "all": ("norm", "weight", "bias")}
 #: Ways to cut a batch into ghost batches (see `ghost_batch_norm.part_sizes`).
 CUTTINGS = ("rest", "even")
 OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 #: Powers of B / lr_reference that multiply the learning rate.
 LR_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
-
-
-def image_shape(dataset: str) -> tuple[int, int, int] | None:
-    """Shape [C, H, W] of a data set's images, if it is known without reading them."""
-    return DATASETS.get(dataset)

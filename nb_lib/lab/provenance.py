@@ -13,7 +13,11 @@ from nb_lib import __version__
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Device, threads, versions, commit and date, as plain values; nothing that names a machine or a user."""
+    """Device, threads, versions, commit and date, as plain values; nothing that names a machine or a user.
+
+    >>> sorted(provenance(torch.device("cpu")))
+    ['commit', 'date', 'device', 'nb_lib', 'python', 'threads', 'torch']
+    """
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -33,22 +37,17 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """Commit of the source tree, with ``+changes`` if it has uncommitted ones.
-
-    Where git or its folder is missing it is what the environment variable NB_LIB_COMMIT says, else "unknown".
-    """
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Commit of the source tree, with ``+changes`` if it has uncommitted ones; without git $NB_LIB_COMMIT."""
     try:
         # in some other project's repository git would answer with that project's commit
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True
-        )
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("NB_LIB_COMMIT", "unknown")
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return f"{head}+changes" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

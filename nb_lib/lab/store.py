@@ -1,17 +1,20 @@
-"""The folder that keeps records (`RunStore`), and files of them as JSON lines."""
+"""The folder that keeps records (`RunStore`), files of them as JSON lines, and tables of them (`frame`, `curves`)."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import pandas as pd
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from nb_lib.errors import InputError
 from nb_lib.lab.files import write_atomically
 from nb_lib.lab.runs import Record, Run
+
+if TYPE_CHECKING:  # what only lists or merges records shall not wait until these are loaded
+    import pandas as pd
+    from torch import nn
+
+Source = str | os.PathLike[str]  # a store, or a file of JSON lines
 
 _CURVE_FIELDS = ("network", "dataset", "batch_size", "alpha", "a", "adaptive", "seed")
 
@@ -19,15 +22,13 @@ _CURVE_FIELDS = ("network", "dataset", "batch_size", "alpha", "a", "adaptive", "
 class RunStore:
     """A folder of records, one file ``<key>.json`` a run: present means done.
 
-    Any number of processes and machines may share it.
+    Any number of processes and machines may share it; it is made at the first write.
 
-    Parameters
-    ----------
-    folder : path
-        Made at the first write.
+    >>> RunStore("no/such/folder").path(Run()).name  # the hash of a run whose fields are all at their defaults
+    '44136fa355b3678a.json'
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: Source) -> None:
         self.folder = Path(folder)
 
     def path(self, run: Run) -> Path:
@@ -42,105 +43,112 @@ class RunStore:
         return self.path(run).exists()
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.folder.glob("*.json"))
+        return len(list(self.folder.glob("*.json")))
 
     def __iter__(self) -> Iterator[Record]:
-        for path in sorted(self.folder.glob("*.json")):
-            yield self._read(path)
+        return map(_read, sorted(self.folder.glob("*.json")))
 
     def save(self, record: Record) -> None:
         """Keep a record; it is on the disk, whole, when this returns."""
-        write_atomically(self.path(record.run), lambda file: file.write(record.to_json().encode()))
+        content = record.to_json().encode()
+        write_atomically(self.path(record.run), lambda file: file.write(content))
 
-    def save_weights(self, run: Run, model: nn.Module) -> None:
+    def save_weights(self, run: Run, model: "nn.Module") -> None:
         """Keep the weights of a trained network, beside its record."""
+        import torch
+
         write_atomically(self.weights(run), lambda file: torch.save(model.state_dict(), file))
 
     def load(self, run: Run) -> Record:
-        """Return the record of `run`.
-
-        Raises
-        ------
-        InputError
-            If it is not stored or its file is damaged.
-        """
+        """Return the record of `run`; an `InputError` if it is not stored or its file is damaged."""
         if run not in self:
             raise InputError(f"no record of run {run.key} in {self.folder}: train it first.")
-        return self._read(self.path(run))
-
-    def _read(self, path: Path) -> Record:
-        try:
-            return Record.from_json(path.read_text())
-        except (InputError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is damaged: delete it and run again ({error}).") from error
-
-    def frame(self) -> pd.DataFrame:
-        """All records as a table, one row a run (see `Record.row`)."""
-        return frame(self)
+        return _read(self.path(run))
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
+def _read(path: Path) -> Record:
+    try:
+        return Record.from_json(path.read_text())
+    except (InputError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: delete it and run again ({error}).") from error
+
+
+def frame(records: Iterable[Record]) -> "pd.DataFrame":
     """Records as a table, one row a run (see `Record.row`)."""
+    import pandas as pd
+
     return pd.DataFrame([record.row() for record in records])
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[Record]:
-    """Read records from a file of JSON lines, as `write_lines` makes them and the book publishes them.
+def curves(records: Iterable[Record]) -> "pd.DataFrame":
+    """Training curves as a tidy table: one row an epoch a run, with the run's fields beside it."""
+    import pandas as pd
 
-    Raises
-    ------
-    InputError
-        If the file is missing or a line is not a record.
-    """
+    parts = []
+    for record in records:
+        fields = {name: getattr(record.run, name) for name in _CURVE_FIELDS}
+        parts.append(pd.DataFrame(record.curve).assign(**fields))
+    return pd.concat(parts, ignore_index=True)
+
+
+def read_lines(path: Source) -> list[Record]:
+    """Read a file of JSON lines as `write_lines` makes them; an `InputError` if it, or a line, is no such thing."""
     try:
-        return [Record.from_json(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read the records in {path}: {error.strerror}.") from error
+    return [Record.from_json(line) for line in text.splitlines()]
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Read a store or a file of JSON lines, whichever lies there."""
-    return list(RunStore(path)) if Path(path).is_dir() else read_lines(path)
+def load_records(sources: Source | Iterable[Source]) -> list[Record]:
+    """Read every record of stores, of folders of JSON lines as the book's, and of single such files.
+
+    One that is not there, or damaged, raises `InputError`.
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    records: list[Record] = []
+    for source in sources:
+        for file in sorted(Path(source).glob("*.jsonl")):
+            records += read_lines(file)
+        records += RunStore(source) if Path(source).is_dir() else read_lines(source)
+    return records
 
 
-def write_lines(records: Iterable[Record], path: str | os.PathLike[str]) -> None:
+def write_lines(records: Iterable[Record], path: Source) -> None:
     """Write records as JSON lines, sorted by their runs, so that changed results are a readable difference."""
-    lines = [
-        record.to_json() for record in sorted(records, key=lambda record: json.dumps(record.run.to_dict()))
-    ]
-    write_atomically(Path(path), lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+    ordered = sorted(records, key=lambda record: json.dumps(record.run.to_dict()))
+    content = "".join(f"{record.to_json()}\n" for record in ordered).encode()
+    write_atomically(Path(path), lambda file: file.write(content))
 
 
-def merge(sources: Iterable[str | os.PathLike[str]], into: str | os.PathLike[str]) -> int:
-    """Add the records of stores and of files of JSON lines to such a file, and return how many it has then.
+def merge(sources: Iterable[Source], into: Source) -> dict[Path, int]:
+    """Add the records of stores and of files of JSON lines to such a file, or to the files of a folder.
 
-    Records already in it stay; of a run that several sources hold the first counts.
+    In a folder a record goes to ``<network>.jsonl``.  What is there already stays where and as it is; of a run that
+    several sources hold the first counts.  Returns how many records each file that was written has then.
     """
-    paths = [*([into] if Path(into).exists() else []), *sources]
-    records = {record.key: record for path in reversed(paths) for record in read_records(path)}
-    write_lines(records.values(), into)
-    return len(records)
+    into = Path(into)
+    by_network = into.is_dir()
+    there = {record.run for record in load_records(into)} if into.exists() else set()
+    new: dict[Path, list[Record]] = {} if by_network else {into: []}
+    for record in first_of_each(load_records(sources)):
+        if record.run not in there:
+            file = into
+            if by_network:
+                file = into / f"{record.run.network.replace('-', '_')}.jsonl"
+            new.setdefault(file, []).append(record)
+    counts = {}
+    for file in sorted(new):
+        before = read_lines(file) if file.exists() else []
+        write_lines([*before, *new[file]], file)
+        counts[file] = len(before) + len(new[file])
+    return counts
 
 
-def merge_by_network(
-    sources: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]
-) -> dict[Path, int]:
-    """Add the records of stores and files to the files of a folder, and return how many each changed file has then.
-
-    A record goes to ``<network>.jsonl``; one that any file of the folder holds already stays where and as it is.
-    """
-    there = {record.key for file in Path(folder).glob("*.jsonl") for record in read_lines(file)}
-    records = {record.key: record for source in sources for record in read_records(source)}
-    new: dict[Path, list[Record]] = {}
-    for record in records.values():
-        if record.key not in there:
-            new.setdefault(Path(folder, f"{record.run.network.replace('-', '_')}.jsonl"), []).append(record)
-    for file, found in new.items():
-        write_lines([*(read_lines(file) if file.exists() else []), *found], file)
-    return {file: len(read_lines(file)) for file in sorted(new)}
-
-
-def curves(records: Iterable[Record]) -> pd.DataFrame:
-    """Training curves as a tidy table: one row an epoch a run, with the run's fields beside it."""
-    parts = [pd.DataFrame(r.curve).assign(**{f: getattr(r.run, f) for f in _CURVE_FIELDS}) for r in records]
-    return pd.concat(parts, ignore_index=True)
+def first_of_each(records: Iterable[Record]) -> list[Record]:
+    """The records without those of a run that an earlier one is of."""
+    distinct: dict[Run, Record] = {}
+    for record in records:
+        distinct.setdefault(record.run, record)
+    return list(distinct.values())

@@ -1,68 +1,140 @@
 """Means over seeds with their uncertainty, and paired comparisons: what may be said of a difference, and what not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
-import pandas as pd
+from pandas import DataFrame, Series
 from scipy import stats
 
+Array = np.ndarray
+LEVEL = 0.95
 
-def summarize(
-    frame: pd.DataFrame, by: str | Sequence[str], value: str, *, level: float = 0.95
-) -> pd.DataFrame:
+
+def summarize(frame: DataFrame, by: str | Sequence[str], value: str, *, level: float = LEVEL) -> DataFrame:
     """Mean of `value` in each group, with the half-width of its Student-t confidence interval.
 
-    Returns
-    -------
-    pandas.DataFrame
-        The columns `by`, then ``mean``, ``half`` (NaN for a single seed), ``std`` (over seeds) and ``n``.
+    The table has the columns `by`, ``mean``, ``half`` (NaN for a single seed), ``std`` (over seeds) and ``n``.
+
+    >>> found = summarize(DataFrame({"a": [0, 0, 0], "loss": [1.0, 2.0, 3.0]}), "a", "loss")
+    >>> found["half"].round(3).tolist()  # 4.303 · 1/√3, with t of two degrees of freedom
+    [2.484]
     """
-    by = [by] if isinstance(by, str) else list(by)
-    table = frame.groupby(by)[value].agg(mean="mean", std="std", n="count").reset_index()
-    return table.assign(half=_half_width(table["std"], table["n"], level))[[*by, "mean", "half", "std", "n"]]
+    names = [by] if isinstance(by, str) else list(by)
+    groups = frame.groupby(names)[value]
+    table = groups.agg(mean="mean", std="std", n="count").reset_index()
+    table["half"] = _half_width(table["std"], table["n"], level)
+    columns = [*names, "mean", "half", "std", "n"]
+    return table[columns]
 
 
-def paired(
-    frame: pd.DataFrame, by: str, value: str, *, baseline: float | str, level: float = 0.95
-) -> pd.DataFrame:
+def paired(frame: DataFrame, by: str, value: str, *, baseline: float | str) -> DataFrame:
     """Difference of `value` to the group `baseline`, seed by seed: runs of one seed share their start.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row a group other than the baseline: `by`, ``difference`` (mean over seeds), ``half`` (of its confidence
-        interval), ``n`` and ``clear``: whether the interval, widened for the number of comparisons (Bonferroni),
-        excludes 0.
+    One row a group other than the baseline: `by`, ``difference`` (mean over seeds), ``half`` (of its 95 % confidence
+    interval), ``n`` and ``clear``: whether this interval, widened for the comparisons (Bonferroni), excludes 0.
     """
-    wide = frame.pivot_table(index="seed", columns=by, values=value)
-    differences = wide.drop(columns=baseline).sub(wide[baseline], axis=0)
+    by_seed = frame.pivot_table(index="seed", columns=by, values=value)
+    others = by_seed.drop(columns=baseline)
+    differences = others.sub(by_seed[baseline], axis=0)
     n = differences.count()
-    mean, std = differences.mean(), differences.std()
-    strict = _half_width(std, n, 1 - (1 - level) / max(1, differences.shape[1]))
-    table = pd.DataFrame(
-        {"difference": mean, "half": _half_width(std, n, level), "n": n, "clear": mean.abs() > strict}
-    )
-    return table.rename_axis(by).reset_index()
+    mean = differences.mean()
+    std = differences.std()
+    half = _half_width(std, n, LEVEL)
+    comparisons = max(1, others.shape[1])
+    strict_level = 1 - (1 - LEVEL) / comparisons
+    strict_half = _half_width(std, n, strict_level)
+    clear = mean.abs() > strict_half
+    columns = {"difference": mean, "half": half, "n": n, "clear": clear}
+    table = DataFrame(columns)
+    table = table.rename_axis(by)
+    return table.reset_index()
 
 
-def verdict(frame: pd.DataFrame, by: str, *, symbol: str, baseline: float) -> str:
-    """Say in words how test accuracy and test loss differ from the group `baseline` (see `paired`), a line each.
+def in_words(
+    frame: DataFrame,
+    by: str,
+    value: str,
+    *,
+    baseline: float | str,
+    label: str,
+    number: str = "+.2g",
+    scale: float = 1,
+    unit: str = "",
+) -> str:
+    """Say how `value` differs from the group `baseline` (see `paired`), a line for each other group.
 
-    A difference that the seeds do not resolve is called that.
+    A line begins with `label`, in which the group's value takes the place of the braces; `number` is the format of the
+    differences, with their sign, and `scale` and `unit` are theirs, such as 100 and ``"points"``.
+
+    >>> rows = DataFrame({"seed": [0, 1, 0, 1], "a": [0, 0, 1, 1], "loss": [1.0, 2.0, 3.0, 4.5]})
+    >>> print(in_words(rows, "a", "loss", baseline=0, label="a = {}:"))
+    a = 1: +2.2 ± 3.2, within the noise (2 seeds)
     """
     lines = []
-    for value, name, unit, scale in (
-        ("test_accuracy", "accuracy", "points", 100),
-        ("test_loss", "loss", "nats", 1),
-    ):
-        for row in paired(frame, by, value, baseline=baseline).to_dict("records"):
-            judged = "clear" if row["clear"] else "within the noise"
-            size = f"{scale * row['difference']:+.3f} ± {scale * row['half']:.3f} {unit}"
-            which = f"test {name}, {symbol} = {row[by]:g} against {baseline:g}"
-            lines.append(f"{which}: {size}, {judged} ({row['n']} seeds)")
+    unsigned = number.lstrip("+")
+    table = paired(frame, by, value, baseline=baseline)
+    for row in table.to_dict("records"):
+        difference = scale * row["difference"]
+        half = scale * row["half"]
+        start = label.format(row[by])
+        size = f"{difference:{number}} ± {half:{unsigned}} {unit}"
+        judged = "clear" if row["clear"] else "within the noise"
+        line = f"{start} {size.rstrip()}, {judged} ({row['n']} seeds)"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def _half_width(std: pd.Series, n: pd.Series, level: float) -> pd.Series:
-    t = stats.t.ppf((1 + level) / 2, np.maximum(n - 1, 1))
-    return (t * std / np.sqrt(n)).where(n > 1)
+def verdict(frame: DataFrame, by: str, *, symbol: str, baseline: float) -> str:
+    """Say in words how test accuracy and test loss differ from the group `baseline`, a line each; see `in_words`."""
+    say = partial(in_words, frame, by, baseline=baseline, number="+.3f")
+    groups = f"{symbol} = {{:g}} against {baseline:g}:"
+    of_accuracy = f"test accuracy, {groups}"
+    of_loss = f"test loss, {groups}"
+    accuracy = say("test_accuracy", label=of_accuracy, scale=100, unit="points")
+    loss = say("test_loss", label=of_loss, unit="nats")
+    lines = f"{accuracy}\n{loss}"
+    return lines.strip()
+
+
+def share(inside: Array) -> Array:
+    """Share of those inside, and the ends of its Wilson confidence interval of 95 %, shape [3, T].
+
+    `inside` [T, count] says whether each of `count` is inside, at each of T times.
+    """
+    count = inside.shape[1]
+    hits_at_each_time = inside.sum(1).tolist()
+    intervals = [_wilson(hits, count) for hits in hits_at_each_time]
+    return np.transpose(intervals)
+
+
+def resampled(statistic: Callable[[Array, Array], float], x: Array, y: Array) -> tuple[float, float]:
+    """Interval of 95 % for a statistic of the pairs (x_i, y_i): its quantiles over 500 samples with repetition.
+
+    Samples in which the statistic is NaN do not count.
+    """
+    count = len(x)
+    rng = np.random.default_rng(0)
+    picks = rng.integers(count, size=(500, count))
+    found = []
+    for pick in picks:
+        value = statistic(x[pick], y[pick])
+        found.append(value)
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _half_width(std: Series, n: Series, level: float) -> Series:
+    """Of Student's interval for a mean; NaN for a single seed."""
+    probability = (1 + level) / 2
+    t = stats.t.ppf(probability, n - 1)  # of n − 1 degrees of freedom
+    standard_error = std / np.sqrt(n)
+    return t * standard_error
+
+
+@cache  # a share over time takes few values
+def _wilson(hits: int, count: int) -> tuple[float, float, float]:
+    result = stats.binomtest(hits, count)
+    interval = result.proportion_ci(LEVEL, method="wilson")
+    return result.statistic, interval.low, interval.high

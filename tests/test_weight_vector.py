@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError
+from nb_lib.ghost_batch_norm import GhostBatchNorm
 from nb_lib.lab.names import SELECTIONS
 from nb_lib.lab.networks import build
 from nb_lib.lab.stacked import stack
 from nb_lib.lab.weight_vector import FlatParameters
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-LAYOUT = {  # of `network` below: weights by row width, then biases, then normalization
+LAYOUT = {  # of `network` below: normalization, then weights by row width, then biases
     "weights": ["6.weight", "4.weight", "0.weight"],
     "no-norm": ["6.weight", "4.weight", "0.weight", "0.bias", "4.bias", "6.bias"],
-    "all": ["6.weight", "4.weight", "0.weight", "0.bias", "4.bias", "6.bias", "1.weight", "1.bias"],
+    "all": ["1.weight", "1.bias", "6.weight", "4.weight", "0.weight", "0.bias", "4.bias", "6.bias"],
 }
 
 
@@ -74,11 +75,20 @@ def test_building_changes_neither_values_nor_outputs(dtype, include) -> None:
 
 
 @pytest.mark.parametrize("include", SELECTIONS)
-def test_parameters_lie_in_work_as_weights_biases_normalization(include) -> None:
+def test_parameters_lie_in_work_as_normalization_weights_biases(include) -> None:
     model = network()
     flat = FlatParameters(model, include)
     assert flat.names == LAYOUT[include]
     assert_lives_in(flat, model)
+
+
+@pytest.mark.parametrize("include", SELECTIONS)
+@pytest.mark.parametrize("name", ["ne-c1-quarter", "smoothout-c1", "smoothout-f1"])
+def test_gains_and_shifts_are_aligned_as_cudnn_reads_them(name, include) -> None:
+    model = build(name, (3, 32, 32), 10)  # ten biases at its end
+    FlatParameters(model, include)
+    norms = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
+    assert {p.data_ptr() % 16 for layer in norms for p in layer.parameters()} == {0}
 
 
 def test_parameters_stay_the_same_objects() -> None:
@@ -130,13 +140,13 @@ def test_writing_work_writes_the_model() -> None:
 def test_named_selections_share_one_vector_in_any_order(make, first, second) -> None:
     model = make()
     flats = [FlatParameters(model, include) for include in (first, second)]
-    assert flats[0].work.data_ptr() == flats[1].work.data_ptr()
     for flat in flats:
         flat.check()
         assert_lives_in(flat, model)
-    shorter = min(map(len, flats))
     flats[0].work.fill_(3.0)
-    assert flats[1].work[:shorter].eq(3.0).all()
+    both = set(flats[0].names) & set(flats[1].names)
+    assert all(p.eq(3.0).all() for name, p in model.named_parameters() if name in both)
+    assert flats[1].work.eq(3.0).sum() == sum(model.get_parameter(name).numel() for name in both)
 
 
 def test_a_callable_selects_by_name_and_parameter() -> None:

@@ -1,0 +1,103 @@
+"""Which records answer to an experiment, or to one cell of it.
+
+A *cell* is a `Run` without its seed.  A record answers to a cell if it differs from it in no more than the seed and
+its *variety*: the copy of the data, the precision, and how batches are cut into ghost batches.  Records of two
+varieties are neither averaged nor paired.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from nb_lib.lab.names import DATASETS
+from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.store import first_of_each
+from nb_lib.papers import grid
+
+_FOLDER = "folder:"  # what the name of another copy of a data set begins with
+
+
+class Variety(NamedTuple):
+    """What may differ between records of one cell, in words."""
+
+    dataset: str
+    precision: str
+    cutting: str  # empty where it is the protocol's
+
+
+Cells = dict[Run, list[Record]]  # records by the cell that they may answer to
+Varieties = dict[Variety, list[Record]]
+
+
+def recorded(records: Iterable[Record], name: str, scale: str) -> dict[str, list[Record]]:
+    """Records of an experiment (name and scale as for `papers.grid`) by their variety in words.
+
+    Others' records do no harm; of a run that is given twice the first counts.  The keys say how many runs there are,
+    from which devices and commits.
+    """
+    cells = by_cell(records)
+    found: Varieties = {}
+    for cell in grid(name, scale, seeds=1):
+        for variety, alike in answers(cell, cells).items():
+            found.setdefault(variety, []).extend(alike)
+    return {_origin(variety, found[variety]): found[variety] for variety in sorted(found)}
+
+
+def command(name: str, scale: str = "full") -> str:
+    """Write the shell command that runs an experiment.
+
+    >>> command("ne-table2-f1", "small")
+    'python -m nb_lib sweep ne-table2-f1 --scale small --store results/ --download'
+    """
+    at = "" if scale == "full" else f" --scale {scale}"
+    return f"python -m nb_lib sweep {name}{at} --store results/ --download"
+
+
+def _origin(variety: Variety, records: list[Record]) -> str:
+    many = "1 run" if len(records) == 1 else f"{len(records)} runs"
+    devices = all_of(record.provenance["device"] for record in records)
+    commits = all_of(record.provenance["commit"] for record in records)
+    words = filter(None, variety)
+    return ", ".join([*words, many, devices, f"commit {commits}"])
+
+
+def all_of(values: Iterable[str]) -> str:
+    """Every value, once."""
+    return " and ".join(sorted(set(values)))
+
+
+def by_cell(records: Iterable[Record]) -> Cells:
+    """Records by the cell that they may answer to; of a run that is given twice, the first."""
+    cells: Cells = {}
+    for record in first_of_each(records):
+        cells.setdefault(_cell(record.run), []).append(record)
+    return cells
+
+
+def _cell(run: Run) -> Run:
+    """All that records of one cell have in common."""
+    original = run.dataset.removeprefix(_FOLDER)
+    dataset = original if original in DATASETS else run.dataset
+    return replace(run, dataset=dataset, seed=0, precision="float32", cutting="rest")
+
+
+def answers(cell: Run, cells: Cells) -> Varieties:
+    """The records that answer to a cell, by their variety."""
+    found: Varieties = {}
+    for record in cells.get(_cell(cell), []):
+        found.setdefault(_variety(record, cell), []).append(record)
+    return found
+
+
+def _variety(record: Record, cell: Run) -> Variety:
+    run = record.run
+    dataset = record.provenance["dataset_variant"]
+    if run.dataset.startswith(_FOLDER):
+        dataset = f"{dataset} ({run.dataset})"
+    if run.cutting == cell.cutting:
+        cutting = ""
+    elif run.cutting == "even":
+        cutting = "nearly equal parts"
+    else:
+        cutting = f"parts of {run.noise_batch or run.ghost_batch} and a rest"
+    return Variety(dataset, run.precision, cutting)

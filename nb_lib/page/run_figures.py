@@ -1,0 +1,136 @@
+"""Figures of many runs: means over their seeds with intervals, training curves with bands; tables in, a figure out.
+
+Colors, dashes and markers are those of `figures`.
+"""
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from plotly.graph_objects import Figure
+
+from nb_lib.page.figures import COLORS, add_band, add_joined_points, axes, bars, look
+from nb_lib.page.intervals import summarize
+
+
+def add_means(
+    figure: Figure,
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    name: str,
+    rank: int,
+    color: str = "",
+    scale: float = 1,
+    level: float = 0.95,
+) -> Figure:
+    """Add the means of `y` over seeds against `x`, joined, with bars for their intervals; see `means`."""
+    table = summarize(frame, x, y, level=level)
+    name = f"{name} ({seeds(table['n'].min())})"
+    mean = scale * table["mean"]
+    half = scale * table["half"].fillna(0)
+    return add_joined_points(figure, table[x], mean, half, name, rank=rank, color=color)
+
+
+def means(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    series: str,
+    symbol: str,
+    titles: tuple[str, str],
+    scale: float = 1,
+    level: float = 0.95,
+) -> Figure:
+    """Mean of `y` over seeds against `x`, one line a value of `series`, bars for the interval of the mean.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As from `lab.store.frame`; `x`, `y` (times `scale`) and `series` (called `symbol`) are columns of it.
+    level : float
+        Of the interval: with two or three seeds, 0.68 is about a standard error, 0.95 is four to thirteen of them.
+    """
+    figure = axes(titles)
+    add = partial(add_means, figure, x=x, y=y, scale=scale, level=level)
+    for rank, (value, rows) in enumerate(frame.groupby(series)):
+        add(rows, name=f"{symbol} = {value:g}", rank=rank, color=method(rows.iloc[0]))
+    values = sorted(frame[x].unique())
+    if min(values) > 0 and max(values) >= 10 * min(values):
+        figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
+    return figure
+
+
+def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str], level: float = 0.95) -> Figure:
+    """Test accuracy against `x` on two ways to more noise (NE Fig. 3): smaller B, and larger α at the largest B.
+
+    Points are means over seeds, labeled with B or α, with intervals of that level along both axes.
+    """
+    figure = axes(titles)
+    largest = frame["batch_size"].max()
+    _add_route(figure, frame[frame["alpha"] == 1], x, "batch_size", "smaller B at α = 1", level)
+    _add_route(figure, frame[frame["batch_size"] == largest], x, "alpha", f"larger α at B = {largest:g}", level)
+    places = frame.groupby(["batch_size", "alpha"])[x].mean()
+    if places.max() > 5 * places.min():
+        figure.update_xaxes(type="log", dtick="D2")
+    return figure
+
+
+def bands(
+    curves: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    series: str,
+    symbol: str,
+    titles: tuple[str, str],
+    log_y: bool = False,
+) -> Figure:
+    """Curves of `lab.store.curves`: mean over the seeds still training, and a band from the lowest to the highest."""
+    figure = axes(titles)
+    for rank, (value, rows) in enumerate(curves.groupby(series)):
+        table = rows.groupby(x)[y].agg(["mean", "min", "max"]).reset_index()
+        color = method(rows.iloc[0])
+        line = look(COLORS[color], rank)["line"]
+        name = f"{symbol} = {value:g} ({seeds(rows['seed'].nunique())})"
+        add_band(figure, table[x], table["min"], table["max"], color)
+        figure.add_scatter(x=table[x], y=table["mean"], name=name, mode="lines", line=line)
+    if log_y:
+        figure.update_yaxes(type="log", dtick=1)  # whole decades
+    return figure
+
+
+def method(row: "pd.Series[Any]") -> str:
+    """Name the method of one row of `lab.store.frame`: a key of `COLORS` (NE wins where both are on)."""
+    if row["alpha"] > 1:
+        return "NE"
+    if row["a"] > 0:
+        return "AdaSmoothOut" if row["adaptive"] else "SmoothOut"
+    return "SGD"
+
+
+def seeds(n: int) -> str:
+    """Say how many."""
+    return "1 seed" if n == 1 else f"{n} seeds"
+
+
+def _add_route(figure: Figure, frame: pd.DataFrame, x: str, by: str, name: str, level: float) -> None:
+    across = summarize(frame, by, x, level=level)
+    up = summarize(frame, by, "test_accuracy", level=level)
+    if by == "batch_size":
+        color, rank, symbol, position = "SGD", 0, "B", "bottom center"
+    else:
+        color, rank, symbol, position = "NE", 1, "α", "top center"
+    figure.add_scatter(
+        x=across["mean"],
+        y=100 * up["mean"],
+        error_x=bars(across["half"].fillna(0), thickness=1, width=4),
+        error_y=bars(100 * up["half"].fillna(0), thickness=1, width=4),
+        text=[f"{symbol} = {value:g}" for value in across[by]],
+        textposition=position,
+        mode="lines+markers+text",
+        name=f"{name} ({seeds(up['n'].min())})",
+        **look(COLORS[color], rank),
+    )
