@@ -6,7 +6,10 @@ PY := $(VENV)/bin/python
 # Threads that wait for work sleep, and leave the cores to those that have some.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help book test lab bench lint clean
+# The core: tests that need neither the built book nor a browser, and take two seconds at most.
+CORE := not slow and not book and not browser
+
+.PHONY: help book check test lab bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -15,9 +18,14 @@ help: ## list these targets
 book: $(VENV)/installed ## execute the notebooks and build the book into _build/html
 	$(PY) book/build.py
 
-test: book ## bring the book up to date, then test library, book and notebooks
-	$(PY) -m pytest -n 2 --dist loadfile tests
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 -n 2 --dist loadfile notebooks
+check: lint ## style, types and the core tests of the library, in two minutes
+	$(PY) -m pytest -n 2 --dist worksteal -m '$(CORE)' --durations 5 --durations-min 2 tests
+
+test: $(VENV)/installed ## run and test the notebooks, build the book from that, then test library and book
+	$(PY) -m pytest -p book.keep_outputs --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
+	  -n 2 --dist loadfile notebooks
+	$(PY) book/build.py
+	$(PY) -m pytest -n 2 --dist worksteal tests
 
 lab: $(VENV)/installed ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ContentsManager.preferred_dir=notebooks
@@ -32,10 +40,10 @@ lint: $(VENV)/installed ## check style and types
 
 clean: ## remove what was built; .venv and downloaded data stay
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache
-	find nb_lib tests book -name __pycache__ -prune -exec rm -rf {} +
+	find nb_lib benchmarks tests book -name __pycache__ -prune -exec rm -rf {} +
 
 # One thread per process: notebooks and tests already run side by side.
-book test: export OMP_NUM_THREADS := 1
+book check test: export OMP_NUM_THREADS := 1
 
 # The stamp is written last, so that an installation that was cut short starts over; a working .venv is kept.
 $(VENV)/installed: pyproject.toml

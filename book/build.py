@@ -1,6 +1,7 @@
 """Bring the built book up to date: execute its notebooks in parallel, then build the pages.
 
-`make book` and `make test` run this; so can you, from anywhere: `python book/build.py`.
+`make book` and `make test` run this; so can you, from anywhere: `python book/build.py`. In `make test` nbval has
+executed the notebooks before (see keep_outputs.py), and the book shows what it has seen.
 jupyter-cache knows a notebook by its code alone. The cache is therefore thrown away when anything else that
 decides a result has changed: the library, the recorded data, the installed packages.
 """
@@ -17,12 +18,14 @@ from pathlib import Path
 
 import yaml
 from jupyter_cache import get_cache
+from jupyter_cache.base import JupyterCacheAbstract
 from jupyter_cache.executors import load_executor
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "_build/.jupyter_cache"  # where Jupyter Book looks for it
 HTML = ROOT / "_build/html"
+QUIET = {"TQDM_DISABLE": "1"}  # a progress bar is stray output on a page
 
 
 def files(folder: str, pattern: str = "*") -> list[Path]:
@@ -42,9 +45,24 @@ def is_fresh(stamp: Path, key: str) -> bool:
     return stamp.exists() and stamp.read_text() == key
 
 
-def execute(notebooks: Iterable[Path], timeout: int) -> None:
+def results_key() -> str:
+    """Return what stands for all that decides the result of a notebook, but its own code."""
+    versions = sorted(f"{package.name}=={package.version}" for package in distributions())
+    library = [*files("nb_lib"), *files("book/data"), ROOT / "pyproject.toml"]
+    return fingerprint(library, sys.version, *versions)
+
+
+def fresh_cache(key: str) -> JupyterCacheAbstract:
+    """Return the cache of executed notebooks, emptied if its results have another key."""
+    if not is_fresh(CACHE / ".inputs", key):
+        shutil.rmtree(CACHE, ignore_errors=True)
+        CACHE.mkdir(parents=True)
+        (CACHE / ".inputs").write_text(key)
+    return get_cache(CACHE)
+
+
+def execute(notebooks: Iterable[Path], cache: JupyterCacheAbstract, timeout: int) -> None:
     """Execute the notebooks that are not in the cache, side by side; exit with the traceback if one fails."""
-    cache = get_cache(CACHE)
     uris = [cache.add_nb_to_project(str(path)).uri for path in notebooks]
     executor = load_executor("local-parallel", cache, logging.Logger("execution", logging.ERROR))
     waiting = [record.uri for record in executor.get_records(uris)]
@@ -65,31 +83,25 @@ def execute(notebooks: Iterable[Path], timeout: int) -> None:
 
 def main() -> None:
     """Do what is out of date, and say where the book is."""
-    os.environ["TQDM_DISABLE"] = "1"  # a progress bar is stray output on a page
-    versions = sorted(f"{package.name}=={package.version}" for package in distributions())
-    library = [*files("nb_lib", "*.py"), *files("book/data"), ROOT / "pyproject.toml"]
-    results_key = fingerprint(library, sys.version, *versions)
-
+    os.environ.update(QUIET)
+    results = results_key()
     commit = subprocess.run("git describe --always --dirty", shell=True, cwd=ROOT, capture_output=True).stdout
     sources = [*files("book"), *files("notebooks"), ROOT / "_config.yml", ROOT / "_toc.yml"]
-    book_key = fingerprint(sources, results_key, commit.decode())
+    book = fingerprint(sources, results, commit.decode())
 
-    if is_fresh(HTML / ".inputs", book_key):
+    if is_fresh(HTML / ".inputs", book):
         print("The book is up to date.")
     else:
-        if not is_fresh(CACHE / ".inputs", results_key):
-            shutil.rmtree(CACHE, ignore_errors=True)
-            CACHE.mkdir(parents=True)
-            (CACHE / ".inputs").write_text(results_key)
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         pages = (ROOT / f"{page}.ipynb" for page in parse_toc_yaml(ROOT / "_toc.yml"))
-        execute([page for page in pages if page.exists()], config["execute"]["timeout"])
+        notebooks = [page for page in pages if page.exists()]
+        execute(notebooks, fresh_cache(results), config["execute"]["timeout"])
 
         shutil.rmtree(HTML, ignore_errors=True)  # no page outlives its source
         jupyter_book = Path(sys.executable).with_name("jupyter-book")
         if subprocess.run([jupyter_book, "build", ROOT, "--all", "-n", "-W", "--keep-going"]).returncode:
             sys.exit("The book was not built: a warning counts as an error, see above.")
-        (HTML / ".inputs").write_text(book_key)
+        (HTML / ".inputs").write_text(book)
 
     print(f"To read it, open {HTML / 'index.html'} in a browser.")
 

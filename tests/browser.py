@@ -16,9 +16,8 @@ import pytest
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 
-BROWSERS = [
-    path for name in ("google-chrome", "chromium", "chromium-browser") if (path := shutil.which(name))
-]
+NAMES = ("google-chrome", "chromium", "chromium-browser")
+BROWSERS = [path for path in map(shutil.which, NAMES) if path]
 DRIVER = shutil.which("chromedriver")
 ADVICE = (
     "no Chromium that can be driven: install chromium and chromium-driver (Debian), or Google Chrome and a "
@@ -121,10 +120,29 @@ def visit(driver: webdriver.Chrome, url: str) -> None:
     driver.get(url)
 
 
+def keep(driver: webdriver.Chrome) -> None:
+    """Say that the open page is as it was loaded, and may serve the next test."""
+    driver.execute_script("probe.kept = true")
+
+
+def show(driver: webdriver.Chrome, url: str) -> None:
+    """Go to a page, which is loaded anew unless it is open and kept."""
+    is_kept = driver.execute_script("return Boolean(window.probe?.kept)")
+    if not is_kept or driver.current_url.partition("#")[0] != url:
+        visit(driver, url)
+        keep(driver)
+
+
 def set_width(driver: webdriver.Chrome, width: int) -> None:
     """Make the window so wide, scroll bar included."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def set_theme(driver: webdriver.Chrome, theme: str) -> None:
+    """Let the system be light or dark, which pages follow whose reader chose neither."""
+    feature = {"name": "prefers-color-scheme", "value": theme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
 def ask(driver: webdriver.Chrome, question: str, *arguments: object) -> object:
@@ -207,6 +225,13 @@ window.probe = (() => {
     }
     scrollTo({ top: 0, behavior: 'instant' });
     return missing;
+  }
+
+  const counts = () => figures().map(draws);
+
+  // Wait until every figure has been drawn again, as after a change of the theme.
+  async function redrawn(before) {
+    await until(() => counts().every((count, k) => count > before[k]), 20000, 'not drawn again').catch(() => {});
   }
 
   // What a reader sees the controls set to, what a screen reader says, and the drawing, once no further one follows.
@@ -327,12 +352,46 @@ window.probe = (() => {
     return [...misfit, ...sideways(), ...words].map(problem => `${theme}, ${innerWidth} px: ${problem}`);
   }
 
-  // What axe-core finds, without preload, which asks the server for style sheets that are not there.
-  async function barriers(...rules) {
-    const { violations } = await axe.run(document, {
-      preload: false, resultTypes: ['violations'], ...(rules.length && { runOnly: rules }),
+  // The theme lets what scrolls be reached by keyboard a while after the width or the page has changed.
+  const boxes = 'pre, .nboutput > .output_area, .cell_output > .output, .jp-RenderedHTMLCommon, '
+    + '.pst-scrollable-table-container';
+  const scrolls = box => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
+
+  async function reachable() {
+    const unreached = () => [...document.querySelectorAll(boxes)].some(box => scrolls(box) && box.tabIndex < 0);
+    await until(() => !unreached(), 3000).catch(() => {}); // what stays is found by axe-core
+  }
+
+  // Text by its look: color, size, weight, and what lies behind it. Of each look, a few places over the whole page.
+  function looks(places = 3) {
+    const isText = node => node.nodeType === Node.TEXT_NODE && node.data.trim().length > 1; // axe-core passes over one
+    const hasText = element => element.matches('input, select, textarea') || [...element.childNodes].some(isText);
+    const isLarge = ({ width, height }) => width > 2 && height > 2;
+    const ground = element => {
+      const { backgroundColor, backgroundImage, opacity } = getComputedStyle(element);
+      return [backgroundColor, backgroundImage, opacity].join(' ');
+    };
+    const words = [...document.body.querySelectorAll('*')]
+      .filter(element => !(element instanceof SVGElement) && hasText(element) && shown(element)
+        && isLarge(element.getBoundingClientRect()));
+    const alike = Map.groupBy(words, word => {
+      const { color, fontSize, fontWeight } = getComputedStyle(word);
+      return [color, fontSize, fontWeight, ...ancestors(word).map(ground)].join();
     });
-    return violations.filter(({ impact }) => ['serious', 'critical'].includes(impact)).flatMap(({ id, nodes }) =>
+    const some = group => group.filter((_, k) => k % Math.ceil(group.length / places) === 0);
+    return [...alike.values()].flatMap(some);
+  }
+
+  // What axe-core finds, without preload, which asks the server for style sheets that are not there. Its measuring of
+  // contrast takes most of the time, and the same for the thousandth word of a program as for the first.
+  async function barriers(rules = 'all') {
+    const options = { preload: false, resultTypes: ['violations'] };
+    const found = [await axe.run({ include: looks() }, { ...options, runOnly: ['color-contrast'] })];
+    if (rules === 'all')
+      found.push(await axe.run(document, { ...options, rules: { 'color-contrast': { enabled: false } } }));
+    const serious = found.flatMap(({ violations }) => violations)
+      .filter(({ impact }) => ['serious', 'critical'].includes(impact));
+    return serious.flatMap(({ id, nodes }) =>
       nodes.map(({ target, failureSummary }) => `${id}: ${target.join(' ')}: ${failureSummary.split('\n')[1].trim()}`));
   }
 
@@ -374,6 +433,6 @@ window.probe = (() => {
       bytes: new Blob([figure.querySelector('script').textContent]).size };
   }
 
-  return { draw, drawAll, draws, state, misfits, unreadable, barriers, times };
+  return { draw, drawAll, draws, counts, redrawn, state, misfits, unreadable, reachable, barriers, times };
 })();
 """

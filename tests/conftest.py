@@ -1,6 +1,7 @@
 """Fixtures and reports that several test modules use."""
 
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import pytest
 
@@ -14,14 +15,30 @@ def on_the_cpu(request, monkeypatch):
 
 
 @pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty folder for data sets; a person's own data and caches are not seen, nor is the network."""
+
+    def offline(url, *args, **kwargs):
+        raise URLError(f"no network for {url}")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("NB_LIB_DATA", raising=False)
+    for module in ("mnist", "cifar"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", offline)
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def clock(monkeypatch):
     """A clock on which an epoch takes one second and all else no time."""
     from nb_lib.lab.training import Training
 
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(**dict.fromkeys(("time", "monotonic", "perf_counter"), lambda: clock.now))
-    monkeypatch.setattr("nb_lib.lab.sweeps.time", fake)
-    monkeypatch.setattr("nb_lib.lab.training.time", fake)
+    for module in ("sweeps", "tasks", "training"):
+        monkeypatch.setattr(f"nb_lib.lab.{module}.time", fake)
 
     def batches(self, original=Training._batches):
         clock.now += 1
@@ -31,12 +48,17 @@ def clock(monkeypatch):
     return clock
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what drives a browser."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """One headless browser for a module, without access to other hosts."""
-    from browser import (
-        chromium,
-    )  # not above: where tests run without a browser, selenium is not needed either
+    from browser import chromium  # not above: without a browser, selenium is not needed either
 
     with chromium() as driver:
         yield driver
@@ -44,9 +66,8 @@ def browser():
 
 def pytest_terminal_summary(terminalreporter):
     """Print what tests measured with `record_property("measured", …)`, from whichever worker they ran on."""
-    reports = [
-        r for kind in terminalreporter.stats.values() for r in kind if getattr(r, "when", "") == "call"
-    ]
+    outcomes = [report for kind in terminalreporter.stats.values() for report in kind]
+    reports = [report for report in outcomes if getattr(report, "when", "") == "call"]
     rows = [value for report in reports for name, value in report.user_properties if name == "measured"]
     if rows:
         terminalreporter.section("measured in the browser")

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -15,6 +15,8 @@ import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from nb_lib.page.explore import MAX_BYTES
+
+pytestmark = pytest.mark.book
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build/html"
@@ -83,10 +85,7 @@ def pages() -> dict[str, Page]:
     if not (HTML / "index.html").exists():
         pytest.fail("the book is not built: run `make book` first", pytrace=False)
     paths = [path for path in HTML.rglob("*.html") if "_static" not in path.parts]
-    return {
-        path.relative_to(HTML).with_suffix("").as_posix(): Page(path.read_text(encoding="utf-8"))
-        for path in paths
-    }
+    return {path.relative_to(HTML).with_suffix("").as_posix(): Page(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def test_every_page_of_the_toc_is_built(pages):
@@ -184,21 +183,18 @@ def test_pages_are_small(pages):
 
 def test_names_on_the_notation_page_exist():
     text = (ROOT / "book/notation.md").read_text(encoding="utf-8")
-    names = re.findall(r"`(\w+)\.([\w.]+)`", text)
+    names = re.findall(r"`(\w+\.[\w.]+)`", text)
     assert names
-    for module, path in names:
-        value = import_module(f"nb_lib.{module}")
-        for attribute in path.split("."):
-            value = getattr(value, attribute)
-    networks = import_module("nb_lib.lab.networks").NETWORKS
+    for name in names:
+        resolve_name(f"nb_lib.{name}")
+    networks = resolve_name("nb_lib.lab.names.NETWORKS")
     assert {name for name in networks if "-" in name} >= set(re.findall(r"`((?:ne|smoothout)-\w+)`", text))
 
 
-def test_build_notices_what_changed(tmp_path):
+def test_build_notices_what_changed_and_takes_what_nbval_has_executed(tmp_path):
     root = tmp_path / "a book"
-    shutil.copytree(
-        ROOT / "book", root / "book", ignore=shutil.ignore_patterns("data", "*.md", "__pycache__")
-    )
+    droppings = shutil.ignore_patterns("data", "*.md", "__pycache__")
+    shutil.copytree(ROOT / "book", root / "book", ignore=droppings)
     for name in ("_config.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
     (root / "_toc.yml").write_text("format: jb-book\nroot: notebooks/page\n")
@@ -209,25 +205,45 @@ def test_build_notices_what_changed(tmp_path):
     cells = [nbformat.v4.new_markdown_cell("# A page"), nbformat.v4.new_code_cell(code)]
     (root / "notebooks").mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks/page.ipynb")
+    page = root / "_build/html/notebooks/page.html"
+
+    def run(*command):
+        command = [sys.executable, *command]
+        done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return done.returncode, done.stdout
 
     def build():
-        command = [sys.executable, root / "book/build.py"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return done.returncode, done.stdout
+        return run(root / "book/build.py")
+
+    def nbval():
+        return run("-m", "pytest", "-p", "book.keep_outputs", "--nbval-lax", "--nbval-current-env", "notebooks")
 
     status, log = build()
     assert status == 0, log
     assert "Executing notebooks/page.ipynb" in log
-    assert "answer 42" in (root / "_build/html/notebooks/page.html").read_text()
+    assert "answer 42" in page.read_text()
 
     status, log = build()
     assert status == 0, log
     assert "up to date" in log
     assert "Executing" not in log
 
-    # The notebook, which is all that jupyter-cache looks at, stays as it is, but now it raises.
+    # The notebook, which is all that jupyter-cache looks at, stays as it is, but now it has another answer.
+    library.write_text("NUMBER = 42\n")
+    status, log = nbval()
+    assert status == 0, log
+    status, log = build()
+    assert status == 0, log
+    assert "Executing" not in log
+    assert "answer 43" in page.read_text()
+
+    # Now it raises, which nbval finds and leaves to the build.
     library.write_text("NUMBER = 'forty-one'\n")
+    status, log = nbval()
+    assert status != 0
+    assert "TypeError" in log
     status, log = build()
     assert status != 0
+    assert "Executing notebooks/page.ipynb" in log
     for clue in ("notebooks/page.ipynb failed", "print('answer', nb_lib.NUMBER + 1)", "TypeError"):
         assert clue in log

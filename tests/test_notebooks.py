@@ -8,7 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-MAX_LINES = 12
+MAX_WIDTH = 90  # of a line of code, which is read on pages and phones
+MAX_LINES = 12  # of a cell that is shown
+MAX_FOLDED_LINES = 20  # of one that is shown on a click, or not at all
+FOLDED = {"hide-input", "remove-input"}
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
@@ -47,9 +50,7 @@ def test_one_cell_of_literal_commented_parameters(notebook):
     assert len(statements) == len(lines), "one parameter per line, and nothing else"
     for statement in statements:
         assert isinstance(statement, ast.Assign | ast.AnnAssign)
-        ast.literal_eval(
-            statement.value
-        )  # derived values would keep their defaults after papermill's injection
+        ast.literal_eval(statement.value)  # derived values would keep their defaults after papermill's injection
     tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
     commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
     assert commented == set(range(1, len(lines) + 1)), "every parameter has a comment: papermill shows it"
@@ -57,4 +58,30 @@ def test_one_cell_of_literal_commented_parameters(notebook):
 
 def test_code_cells_are_short(notebook):
     for cell in code_cells(notebook):
-        assert len(cell.source.splitlines()) <= MAX_LINES, cell.source
+        is_folded = FOLDED & set(cell.metadata.get("tags", []))
+        lines = cell.source.splitlines()
+        assert len(lines) <= (MAX_FOLDED_LINES if is_folded else MAX_LINES), cell.source
+        assert max(map(len, lines)) <= MAX_WIDTH, cell.source
+
+
+def test_a_line_holds_one_statement(notebook):
+    for cell in code_cells(notebook):
+        statements = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.stmt)]
+        lines = [statement.lineno for statement in statements]
+        assert len(lines) == len(set(lines)), cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_one_call_checks_all_parameters(path):
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    (parameters,) = code_cells(notebook, "parameters")
+    names = [statement.targets[0].id for statement in ast.parse(parameters.source).body]
+
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    checks = [call for call in calls if ast.unparse(call.func) == "parameters.check"]
+    assert len(checks) == 1, "one cell calls parameters.check(name=name, …) with every parameter"
+    (call,) = checks
+    assert [(given.arg, ast.unparse(given.value)) for given in call.keywords] == [(name, name) for name in names]
+    if call.args:  # rules of its own
+        assert ast.literal_eval(*call.args) == path.stem
