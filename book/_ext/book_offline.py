@@ -51,9 +51,7 @@ def drop_widget_state(app: Sphinx, document: nodes.document) -> None:
     NbMetadataCollector.get_js_files(app.env, app.env.docname).pop("ipywidgets_state", None)
 
 
-def mend_bibliography(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], document: object
-) -> None:
+def mend_bibliography(app: Sphinx, page: str, template: str, context: dict[str, Any], document: object) -> None:
     """Take the role of a list from a bibliography, whose entries docutils does not make list items."""
     if "body" in context:
         context["body"] = context["body"].replace(
