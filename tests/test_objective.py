@@ -414,11 +414,8 @@ def test_only_what_is_differentiated_is_tracked() -> None:
 def test_rows_are_filters_and_neurons() -> None:
     objective = Objective(convolutional(), *samples(2, 3, 3))
     shapes = [tuple(rows.shape) for rows in objective.rows(objective.weights)]
-    assert shapes == [
-        (3, 3),
-        (3, 8),
-        (3 + 3 + 6, 1),
-    ]  # dense, convolution; biases, gains and shifts one by one
+    gains_and_shifts, dense, convolution, biases = (3 + 3, 1), (3, 3), (3, 8), (3 + 3, 1)
+    assert shapes == [gains_and_shifts, dense, convolution, biases]
 
 
 # ------------------------------------------------------------------------------------------------ batch normalization
