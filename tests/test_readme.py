@@ -12,6 +12,7 @@ import distributed
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import NOT_FOR_TRAINING
 
 from nb_lib import papers
 from nb_lib.__main__ import main
@@ -150,16 +151,7 @@ def test_training_from_the_shell_needs_only_the_packages_named():
         "tqdm",
         "filelock",
     ]
-    others = (
-        "sklearn",
-        "plotly",
-        "IPython",
-        "ipywidgets",
-        "papermill",
-        "jupyter_core",
-        "distributed",
-        "jinja2",
-    )
+    others = ("sklearn", *NOT_FOR_TRAINING)
     code = f"import sys, nb_lib.__main__, benchmarks.steps; sys.exit(any(m in sys.modules for m in {others}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shared import NOT_FOR_TRAINING
 
 from nb_lib.__main__ import main
 from nb_lib.lab import provenance
@@ -18,17 +19,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--scale", "tiny", "--seeds", "1"]
-BARE = (
-    "plotly",
-    "IPython",
-    "ipywidgets",
-    "papermill",
-    "jupyter_core",
-    "distributed",
-    "jinja2",
-    "curvlinops",
-    "dask",
-)
+BARE = (*NOT_FOR_TRAINING, "curvlinops", "dask")
 
 
 def shell(*arguments, module="nb_lib", **environment):
