@@ -54,7 +54,8 @@ def noise_enhanced_loss(losses: Tensor, alpha: float | Tensor) -> Tensor:
 
 def covariance_factor(alpha: float) -> float:
     """Factor c = α² + (1−α)² by which NE enlarges the covariance of the SGD noise (NE eq. 10)."""
-    return cumulant_factor(check_alpha(alpha), 2)
+    alpha = check_alpha(alpha)
+    return alpha**2 + (1 - alpha) ** 2
 
 
 def naive_covariance_factor(alpha: float) -> float:

@@ -16,7 +16,6 @@ from scipy.special import ndtr
 
 from nb_lib.errors import InputError, check_strength, known
 from nb_lib.lab.names import DISTRIBUTIONS
-from nb_lib.minima import Rims, crossing, last_minimum, minima, rims  # noqa: F401 (the notebooks ask for them here)
 
 Array = NDArray[np.float64]
 

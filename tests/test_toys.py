@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, stats
 from shared import refused
 
-from nb_lib import toys
+from nb_lib import minima, toys
 from nb_lib.errors import InputError
 from nb_lib.lab.names import DISTRIBUTIONS
 
@@ -185,7 +185,7 @@ T1_MINIMA = [
 
 @pytest.mark.parametrize(("noise", "a", "expected"), T1_MINIMA)
 def test_minima_of_two_wells(noise, a, expected) -> None:
-    found = toys.minima(T1, a, noise)
+    found = minima.minima(T1, a, noise)
     np.testing.assert_allclose(found, expected, atol=1.1e-4)
     np.testing.assert_allclose(T1.gradient(found[:, 0], a, noise), 0, atol=1e-9)
     assert np.all(T1.curvature(found[:, 0], a, noise) > 0)
@@ -205,35 +205,35 @@ def test_minima_of_two_wells(noise, a, expected) -> None:
     ],
 )
 def test_when_the_levels_cross_and_when_the_sharp_minimum_goes(loss, noise, level, last) -> None:
-    assert toys.crossing(loss, noise) == pytest.approx(level, abs=6e-5)
-    found = toys.last_minimum(loss, noise)
+    assert minima.crossing(loss, noise) == pytest.approx(level, abs=6e-5)
+    found = minima.last_minimum(loss, noise)
     assert found == pytest.approx(last, abs=6e-4)
-    assert [len(toys.minima(loss, factor * found, noise)) for factor in (0.999, 1.001)] == [2, 1]
+    assert [len(minima.minima(loss, factor * found, noise)) for factor in (0.999, 1.001)] == [2, 1]
 
 
 def test_over_smoothing_prefers_what_is_left_of_the_sharp_well() -> None:
-    sharp, flat = toys.minima(T1, 1.3)[:, 1]
+    sharp, flat = minima.minima(T1, 1.3)[:, 1]
     assert (sharp, flat) == (pytest.approx(0.6874, abs=1e-4), pytest.approx(0.7166, abs=1e-4))
 
 
 def test_sharp_and_flat_curvature() -> None:
-    sharp, flat = T1.curvature(toys.minima(T1)[:, 0])
+    sharp, flat = T1.curvature(minima.minima(T1)[:, 0])
     assert (sharp, flat) == (pytest.approx(400, rel=0.01), pytest.approx(3.2, rel=0.05))
     assert T2.curvature(-1.5) == pytest.approx(521, abs=1e-6)  # at the center of the dip
-    np.testing.assert_allclose(toys.minima(T2), [(-1.4971, -0.1772), (0, 0)], atol=6e-5)
+    np.testing.assert_allclose(minima.minima(T2), [(-1.4971, -0.1772), (0, 0)], atol=6e-5)
 
 
 def test_there_is_no_crossing_without_two_minima_or_when_the_deeper_one_is_flat() -> None:
-    assert toys.crossing(toys.quadratic(1.0)) is None
-    assert toys.crossing(T3) is None
-    assert toys.crossing(toys.two_wells(flat_depth=1.2)) is None
-    assert toys.last_minimum(toys.quadratic(1.0)) == 0
-    assert toys.last_minimum(toys.Landscape((1.0,), amplitude=1.0, frequency=60.0)) == math.inf
+    assert minima.crossing(toys.quadratic(1.0)) is None
+    assert minima.crossing(T3) is None
+    assert minima.crossing(toys.two_wells(flat_depth=1.2)) is None
+    assert minima.last_minimum(toys.quadratic(1.0)) == 0
+    assert minima.last_minimum(toys.Landscape((1.0,), amplitude=1.0, frequency=60.0)) == math.inf
 
 
 @pytest.mark.parametrize(("a", "count"), [(0, 11), (math.pi / 12, 1), (0.3, 6), (0.36, 10)])
 def test_uniform_noise_brings_ripples_back_inverted(a, count) -> None:
-    assert len(toys.minima(T3, a)) == count
+    assert len(minima.minima(T3, a)) == count
 
 
 def test_the_inverted_ripple_has_a_maximum_where_the_loss_is_least() -> None:
@@ -282,7 +282,7 @@ def test_theorem_1_a_symmetric_loss_stays_stationary(a, noise) -> None:
         dips = tuple(toys.Dip(*rng.normal(size=1), (0.0,), tuple(rng.uniform(0.05, 1, 1))) for _ in range(3))
         even = toys.Landscape(tuple(rng.uniform(0, 2, 1)), dips, rng.uniform(), rng.uniform(1, 9))
         assert abs(even.gradient(0.0, a, noise)) < 1e-12
-    assert abs(T1.gradient(toys.minima(T1)[1, 0], a, noise)) > 1e-5  # and not so without symmetry
+    assert abs(T1.gradient(minima.minima(T1)[1, 0], a, noise)) > 1e-5  # and not so without symmetry
 
 
 @pytest.mark.parametrize(("a", "curvature"), [(0.2, -2.49), (0.3, -2.34), (0.4, -1.905)])
@@ -315,8 +315,8 @@ def test_theorem_2_leaves_the_sharp_minimum_a_minimum(a) -> None:
 
 @pytest.mark.parametrize("loss", [T1, T2], ids=["T1", "T2"])
 def test_in_one_dimension_normal_noise_removes_the_sharp_minimum_earlier(loss) -> None:
-    uniform = toys.last_minimum(loss, "uniform") / math.sqrt(3)  # as a standard deviation
-    assert toys.last_minimum(loss, "normal") < 0.6 * uniform
+    uniform = minima.last_minimum(loss, "uniform") / math.sqrt(3)  # as a standard deviation
+    assert minima.last_minimum(loss, "normal") < 0.6 * uniform
 
 
 # ------------------------------------------------------------------------------------------------ input
@@ -340,7 +340,7 @@ def test_in_one_dimension_normal_noise_removes_the_sharp_minimum_earlier(loss) -
         partial(toys.quadratic),
         partial(toys.quadratic, 1.0, 2.0, 3.0),
         partial(toys.Landscape, (1.0,), (toys.Dip(1.0, (0.0, 0.0), (1.0, 1.0)),)),
-        partial(toys.minima, T4),
+        partial(minima.minima, T4),
     ],
 )
 def test_impossible_input_is_refused_in_one_sentence(call) -> None:
@@ -348,8 +348,8 @@ def test_impossible_input_is_refused_in_one_sentence(call) -> None:
 
 
 def test_rims_are_as_high_as_the_barrier_between_the_wells() -> None:
-    (first, _), (second, _) = toys.minima(T1)
-    left, top, right = toys.rims(T1)
+    (first, _), (second, _) = minima.minima(T1)
+    left, top, right = minima.rims(T1)
     assert left < first < top < second < right
     assert T1(left) == pytest.approx(T1(top), rel=1e-9)
     assert T1(right) == pytest.approx(T1(top), rel=1e-9)
@@ -357,4 +357,4 @@ def test_rims_are_as_high_as_the_barrier_between_the_wells() -> None:
     assert T1(inside).max() == pytest.approx(T1(top), abs=1e-6)
     assert T1.gradient(top) == pytest.approx(0, abs=0.01)
     with pytest.raises(InputError, match="has 1 minima"):
-        toys.rims(toys.quadratic(1.0))
+        minima.rims(toys.quadratic(1.0))
