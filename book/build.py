@@ -47,7 +47,7 @@ def is_fresh(stamp: Path, key: str) -> bool:
 
 def results_key() -> str:
     """Return what stands for all that decides the result of a notebook, but its own code."""
-    versions = sorted(f"{package.name}=={package.version}" for package in distributions())
+    versions = sorted({f"{package.name}=={package.version}" for package in distributions()})  # one in two places is one
     library = [*files("nb_lib"), *files("book/data"), ROOT / "pyproject.toml"]
     return fingerprint(library, sys.version, *versions)
 

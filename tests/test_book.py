@@ -191,6 +191,18 @@ def test_names_on_the_notation_page_exist():
     assert {name for name in networks if "-" in name} >= set(re.findall(r"`((?:ne|smoothout)-\w+)`", text))
 
 
+def test_results_have_one_key_in_nbval_and_in_the_build():
+    """Else the notebooks would be executed twice: pytest also finds the package's metadata in the working folder."""
+    keys = {
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for code in (
+            "from book import build; print(build.results_key())",
+            "import sys; sys.path[0] = 'book'; import build; print(build.results_key())",
+        )
+    }
+    assert len(keys) == 1
+
+
 def test_build_notices_what_changed_and_takes_what_nbval_has_executed(tmp_path):
     root = tmp_path / "a book"
     droppings = shutil.ignore_patterns("data", "*.md", "__pycache__")
