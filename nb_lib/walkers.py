@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from nb_lib.errors import InputError, check_alpha, check_batch_size, check_strength, known, positive, whole
 from nb_lib.lab.names import DISTRIBUTIONS
-from nb_lib.toy_samples import Samples, independent_means, minibatch_means, noise_variance, samples  # noqa: F401
+from nb_lib.toy_samples import Samples, independent_means, minibatch_means, noise_variance, samples  # noqa: F401 (offered here, too)
 from nb_lib.toys import Array, Landscape, Smoothed, by_coordinate, by_weights
 
 POOL = 2**14  # minibatch means drawn before a walk; every step of every walker picks from them
