@@ -209,9 +209,10 @@ def _projected(factors: Iterable[Factor], directions: Tensor) -> Iterator[Tensor
         if factor.one_position:
             a = factor.a[:, 0]
             d = factor.d[:, 0]
-            stop = start + a.shape[1] * d.shape[1]
+            filters, width = d.shape[1], a.shape[1]
+            stop = start + filters * width
             v = directions[:, start:stop]
-            v = v.reshape(-1, d.shape[1], a.shape[1])
+            v = v.reshape(-1, filters, width)
             along = _along_rank_one(a, d, v)
             yield along.double()
             start = stop

@@ -128,7 +128,8 @@ def minibatch_means(samples: Samples, B: int, count: int, rng: np.random.Generat
         together = min(missing, most)
         orders = np.tile(np.arange(n), (together, 1))
         orders = rng.permuted(orders, axis=1)
-        drawn = orders[:, : of_one * B].reshape(-1, B)
+        whole_minibatches = orders[:, : of_one * B]
+        drawn = whole_minibatches.reshape(-1, B)
         means.append(tilts[drawn].mean(1))
         missing -= together
     return np.concatenate(means)[:count]

@@ -259,4 +259,6 @@ def by_coordinate(w: ArrayLike, dim: int) -> Array:
 
 def by_weights(x: Array, dim: int) -> Array:
     """Inverse of `by_coordinate`."""
-    return x[0] if dim == 1 else np.moveaxis(x, 0, -1)
+    if dim == 1:
+        return x[0]
+    return np.moveaxis(x, 0, -1)

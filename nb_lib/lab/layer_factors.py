@@ -59,7 +59,8 @@ class Call(NamedTuple):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # the gain of what is normalized
                 normalized = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
                 d = d * _positions(layer, normalized)
-        return Factor(torch.ones_like(d[:, :1, :1]), d.sum(1, keepdim=True))
+        one = torch.ones_like(d[:, :1, :1])
+        return Factor(one, d.sum(1, keepdim=True))
 
 
 class LayerFactors:

@@ -80,7 +80,8 @@ def in_words(
         start = label.format(row[by])
         size = f"{difference:{number}} ± {half:{unsigned}} {unit}"
         judged = "clear" if row["clear"] else "within the noise"
-        line = f"{start} {size.rstrip()}, {judged} ({row['n']} seeds)"
+        n = row["n"]
+        line = f"{start} {size.rstrip()}, {judged} ({n} seeds)"
         lines.append(line)
     return "\n".join(lines)
 
