@@ -39,6 +39,8 @@ def noise_enhanced_loss(losses: Tensor, alpha: float | Tensor) -> Tensor:
     InputError
         If the number of losses is odd, or the number `alpha` is below 1.
 
+    Examples
+    --------
     >>> import torch
     >>> noise_enhanced_loss(torch.tensor([1.0, 2.0, 6.0, 10.0, 20.0, 60.0]), 1.5)  # 1.5 * 3 - 0.5 * 30
     tensor(-10.5000)
@@ -74,6 +76,8 @@ def noise_covariance(S: Any, n: int, B: float, *, alpha: float = 1.0, eta: float
     InputError
         If `B` does not lie between 0 and N, or `alpha` is below 1.
 
+    Examples
+    --------
     >>> noise_covariance(3.0, n=4, B=2), noise_covariance(3.0, n=4, B=2, alpha=2)
     (1.0, 5.0)
     """
@@ -101,6 +105,8 @@ def alpha_for(batch_size: float, effective_batch_size: float, n: int | None = No
     InputError
         If `effective_batch_size` is not in (0, batch_size]: NE only adds noise, and to all of the samples none.
 
+    Examples
+    --------
     >>> alpha_for(5000, 1000), effective_batch_size(5000, alpha=2)
     (2.0, 1000.0)
     """

@@ -30,6 +30,8 @@ def squared_gradient_norms(objective: Objective) -> Tensor:
     InputError
         If the network mixes samples, or the gradients are not finite.
 
+    Examples
+    --------
     >>> model = torch.nn.Linear(2, 1, bias=False).eval()
     >>> x = torch.tensor([[3.0, 4.0]])
     >>> outputs = Objective(model, x, torch.zeros(1), criterion=lambda outputs, y: outputs[:, 0])

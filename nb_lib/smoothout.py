@@ -68,6 +68,8 @@ class SmoothOut:
     seed : int
         Of this object's own random generator.  Give every rank of a parallel run its own.
 
+    Examples
+    --------
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> clean = layer.weight.clone()
     >>> with SmoothOut(layer, a=0.1).perturbed():

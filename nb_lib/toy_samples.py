@@ -68,6 +68,8 @@ def samples(
     InputError
         If `n` is below 10, `spread` negative or of another number, or one weight has a `turn`.
 
+    Examples
+    --------
     >>> data = samples(Landscape((1.0,)), n=50, spread=3.0)
     >>> round(data.covariance(), 6), round(noise_variance(data, B=1), 6), noise_variance(data, B=50)
     (9.0, 9.0, 0.0)

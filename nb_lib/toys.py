@@ -41,6 +41,8 @@ class Landscape:
     amplitude, frequency : float
         R and ω of the ripple.
 
+    Examples
+    --------
     >>> bowl = Landscape((3.0,))
     >>> float(bowl(2.0)), float(bowl.gradient(2.0)), float(bowl.curvature(2.0))
     (6.0, 6.0, 3.0)

@@ -69,6 +69,8 @@ def walk(
     InputError
         If an argument is outside its range.
 
+    Examples
+    --------
     >>> walk(Landscape((1.0,)), 8.0, eta=0.5, steps=3)[:, 0].tolist()
     [8.0, 4.0, 2.0, 1.0]
     """
