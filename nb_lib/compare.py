@@ -17,10 +17,9 @@ from nb_lib.errors import InputError, known
 from nb_lib.lab.recorded import Cells, Variety, all_of, answers, by_cell, command
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import frame
-from nb_lib.papers import GRIDS, METHOD, SCALES, grid
+from nb_lib.papers import GRIDS, LONGEST, METHOD, SCALES, grid
 
 _REPEATS = 10  # of NE's experiments; SmoothOut's standard deviations are taken as they are: it does not say of how many
-_STAND_IN = {"smoothout-table4": "smoothout-c1", "smoothout-table5": "smoothout-c1"}  # for ResNet44
 _SELECTIONS = ("test", "validation")
 
 Cell = dict[Any, Any]  # a row of `published.table`
@@ -169,7 +168,7 @@ def _chosen(table: str, cell: Cell, scales: Iterable[str], ours: Cells, select: 
 
 def _candidates(table: str, cell: Cell, scale: str) -> list[Run]:
     """Our cells that answer to a published one: a single one, or those that the best is chosen from."""
-    name = _grid(table, cell["network"])
+    name = _grid(table, cell)
     if name is None:
         return []
     runs = grid(name, scale, seeds=1)
@@ -179,11 +178,20 @@ def _candidates(table: str, cell: Cell, scale: str) -> list[Run]:
         return [run for run in runs if (run.alpha > 1) == (cell["alpha"] > 1)]
     sizes = GRIDS[name].size(scale).batch_sizes
     B = min(sizes) if cell["batch_size"] == 256 else max(sizes)
-    return [run for run in runs if run.batch_size == B and _same_method(run, cell)]
+    longest = max(run.epochs for run in runs)
+    alike = [run for run in runs if run.batch_size == B and _same_method(run, cell)]
+    return [run for run in alike if _same_regime(run, longest, cell)]
 
 
 def _same_method(run: Run, cell: Cell) -> bool:
     return all(getattr(run, name) == cell[name] for name in METHOD)
+
+
+def _same_regime(run: Run, longest: int, cell: Cell) -> bool:
+    """Whether a run is trained for the share of the longest training that is printed, at rates scaled as printed."""
+    if math.isnan(cell["epochs"]):
+        return True
+    return run.epochs * LONGEST == cell["epochs"] * longest and run.lr_scaling == cell["lr_scaling"]
 
 
 def _scored(results: pd.DataFrame, accuracy: str, select: str) -> pd.DataFrame:
@@ -220,11 +228,10 @@ def _means(cell: pd.DataFrame, plain: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _grid(table: str, network: str) -> str | None:
-    """The grid that a published row belongs to, or that stands in for it; None if there is none."""
-    network = _STAND_IN.get(table, network)
+def _grid(table: str, cell: Cell) -> str | None:
+    """The grid that a published cell belongs to; None if there is none."""
     for name, one in GRIDS.items():
-        if name.startswith(table) and one.network == network:
+        if name.startswith(table) and (one.network, one.dataset) == (cell["network"], cell["dataset"]):
             return name
     return None
 
@@ -233,7 +240,7 @@ def _missing(table: str, cell: Cell, found: Answers) -> str:
     """The command that runs a cell at full scale, or what is lacking for it; nothing if it was run."""
     if any(scale == "full" for scale, _ in found):
         return ""
-    name = _grid(table, cell["network"])
+    name = _grid(table, cell)
     if name is None:
         return f"{cell['network']} is not in the library"
     return command(name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nb_lib.errors import known
+from nb_lib.lab.names import residual_blocks
 from nb_lib.lab.runs import Run
 
 Fields = dict[str, Any]  # some fields of a `Run`
@@ -25,6 +26,18 @@ _FEW_DIGITS: Fields = {"dataset": "digits", "train_size": 600}
 _NE: Fields = {"optimizer": "adam", "lr": 1e-3, "inputs": "unit", "epochs": 2000}  # the epoch limit is ours
 _AUTHORS_CODE: Fields = {"epochs": 200, "inputs": "imagenet", "noise_batch": 128, "cutting": "even"}
 _SMOOTHOUT: Fields = {"optimizer": "adam", "lr": 1e-3, **_AUTHORS_CODE}  # SmoothOut, sec. IV
+
+
+def _regime(epochs: int) -> Fields:
+    """Hoffer's learning rates, a tenth from epochs 81, 122 and 164 of 200 on, for longer or shorter training."""
+    drops = ((81, 0.01), (122, 0.001), (164, 0.0001))
+    return {"epochs": epochs, "lr_steps": tuple((round(epoch * epochs / 200), lr) for epoch, lr in drops)}
+
+
+# SmoothOut, Table II: momentum, the learning rate scaled to the batch, and trained longer, which is twice the epochs
+LONGEST = 400
+_TRAINED_LONGER = _regime(LONGEST)
+_RESNET: Fields = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "lr_scaling": "sqrt"}
 #: How each network is trained: fields of a `Run`, without method, batch size and seed.
 PROTOCOLS: dict[str, Fields] = {
     # ours, for the embedded digits: few samples and plain SGD, the algorithm that NE's theory is about
@@ -36,12 +49,18 @@ PROTOCOLS: dict[str, Fields] = {
     "smoothout-f1": _SMOOTHOUT | {"dataset": "mnist", "epochs": 50, "inputs": "symmetric"},
     "smoothout-c1": _SMOOTHOUT | {"dataset": "cifar10"},
     "smoothout-c3": _SMOOTHOUT | {"dataset": "cifar100"},
+    # clipping is the authors' code's
+    "resnet44": _AUTHORS_CODE | _RESNET | _TRAINED_LONGER | {"dataset": "cifar10", "augment": "crop-flip", "clip": 5.0},
 }
 
 
 def protocol(network: str, **given: Any) -> Fields:
-    """Fields of a `Run` that train `network` as published; what is `given`, and not None, goes first."""
-    fields = PROTOCOLS[known("network", network, PROTOCOLS)]
+    """Fields of a `Run` that train `network` as published; what is `given`, and not None, goes first.
+
+    Residual networks of other depths are trained as ResNet44.
+    """
+    like = "resnet44" if residual_blocks(network) else known("network", network, PROTOCOLS)
+    fields = PROTOCOLS[like]
     return {"network": network, **fields, **not_none(given)}
 
 
@@ -85,7 +104,23 @@ _QUARTER = "C1 with a quarter of its filters on 500 images of"
 _QUARTER_C1 = {"network": "ne-c1-quarter", "train_size": 500, "valid_size": 2000}
 _3000_IMAGES = {"train_size": 3000, "valid_size": 5000}  # B = 300: the paper's updates an epoch
 _FEW_EPOCHS = {"train_size": 1000, "valid_size": 2000, "epochs": 30}
-#: For each network with experiments of its own, what each scale of them is.
+
+
+def _in_parts_of(size: int) -> Fields:
+    """Noise, ghost batches and the learning rate's reference for smaller batches; they have 128 in the paper."""
+    return {"noise_batch": size, "ghost_batch": size, "lr_reference": size}
+
+
+_RESNET8: Fields = {"network": "resnet8", "train_size": 1000, "valid_size": 2000, **_regime(120), **_in_parts_of(16)}
+# without augmentation: digits that are mirrored are others
+_PLAIN_DIGITS = _FEW_DIGITS | {"network": "resnet8", "valid_size": 300, "inputs": "unit", "augment": "none"}
+_TINY_RESNET = Size(
+    "ResNet8 on 600 of the embedded digits, 6 epochs",
+    batch_sizes=(20, 100),
+    fields=_PLAIN_DIGITS | _regime(6) | _in_parts_of(20),
+)
+_CIFAR100 = {"dataset": "cifar100", **_TRAINED_LONGER}
+#: For each network (and data set) with experiments of its own, what each scale of them is.
 SIZES: dict[str, dict[str, Size]] = {
     "ne-f1": {
         "full": Size("as published, 10 seeds", _B, (1, 1.5), _UP_TO_11, seeds=10),
@@ -116,6 +151,20 @@ SIZES: dict[str, dict[str, Size]] = {
         "full": Size("as published, 3 seeds", (256, 5000)),
         "small": Size("C3 on 1,000 images of CIFAR-100, 30 epochs", (25, 100), fields=_FEW_EPOCHS),
         "tiny": _TINY_SMOOTHOUT,
+    },
+    "resnet44": {
+        "full": Size("as published, 3 seeds", (128, 2048)),
+        "small": Size("ResNet8 on 1,000 images of CIFAR-10, 120 epochs", (16, 128), fields=_RESNET8),
+        "tiny": _TINY_RESNET,
+    },
+    "resnet44-cifar100": {
+        "full": Size("as published, 3 seeds", (128, 1024), fields=_CIFAR100),
+        "small": Size(
+            "ResNet8 on 1,000 images of CIFAR-100, 60 and 120 epochs",
+            (16, 128),
+            fields=_RESNET8 | {"dataset": "cifar100"},
+        ),
+        "tiny": _TINY_RESNET,
     },
 }
 
@@ -149,8 +198,24 @@ def _table_1(size: Size) -> list[Fields]:
     return _cells([min(size.batch_sizes), max(size.batch_sizes)], [_BASELINE, _SMOOTH])
 
 
+def _table_2(size: Size) -> list[Fields]:
+    return _cells([max(size.batch_sizes)], [_BASELINE, _SMOOTH, _ADAPTIVE])
+
+
+def _table_2_longer(size: Size) -> list[Fields]:
+    """The CIFAR-100 rows: trained for half as long, as long, and then with linear scaling of the learning rate."""
+    longer: Fields = _regime(size.fields["epochs"])
+    shorter: Fields = _regime(size.fields["epochs"] // 2)
+    rows = (shorter, longer, longer | {"lr_scaling": "linear"})
+    return [row | cell for row in rows for cell in _table_2(size)]
+
+
 def _table_3(size: Size) -> list[Fields]:
     return _cells([min(size.batch_sizes), max(size.batch_sizes)], [_SMOOTH, _NOT_TAKEN_OFF])
+
+
+def _table_3_large(size: Size) -> list[Fields]:
+    return _cells([max(size.batch_sizes)], [_SMOOTH, _NOT_TAKEN_OFF])
 
 
 def _table_4(size: Size) -> list[Fields]:
@@ -163,6 +228,14 @@ def _table_5(size: Size) -> list[Fields]:
     return _cells([max(size.batch_sizes)], (_BASELINE, *by_distribution))
 
 
+def _figure_5(size: Size) -> list[Fields]:
+    return _cells([max(size.batch_sizes)], [_BASELINE, _ADAPTIVE])
+
+
+def _figure_7(size: Size) -> list[Fields]:
+    return _cells([min(size.batch_sizes), max(size.batch_sizes)], [_BASELINE])
+
+
 @dataclass(frozen=True)
 class Grid:
     """One experiment: a network, and its cells (method and batch size) at a scale."""
@@ -171,10 +244,16 @@ class Grid:
     doc: str
     cells: Callable[[Size], list[Fields]]
     printed: tuple[tuple[float, int], ...] = ()  # (α, B): where the paper prints a selection, all of the full scale
+    sizes: str = ""  # key in `SIZES`, if not the network
 
     def size(self, scale: str) -> Size:
         """What a scale of it is."""
-        return SIZES[self.network][scale]
+        return SIZES[self.sizes or self.network][scale]
+
+    @property
+    def dataset(self) -> str:
+        """The data set of the paper."""
+        return protocol(self.network, **self.size("full").fields)["dataset"]
 
     def at(self, scale: str) -> list[Fields]:
         """The cells of a scale."""
@@ -188,7 +267,9 @@ _TABLE_3 = "NE Table 3, best of both routes"
 _FIG_1, _FIG_2 = "NE Fig. 1, effect of B at fixed α", "NE Fig. 2, effect of B at fixed α"
 _FIG_3 = "NE Fig. 3, larger α or smaller B"
 _TABLE_I = "SmoothOut Table I, and the networks of"
-_ON_C1 = "on C1 with the large batch"
+_TABLE_II = "SmoothOut Table II, longer training and scaled rates"
+_TABLE_III = "SmoothOut Table III, noise left in the weights"
+_FIG_7 = "SmoothOut Fig. 7, loss and accuracy under noise"
 GRIDS: dict[str, Grid] = {
     "ne-table2-f1": Grid("ne-f1", _TABLE_2, _curves, ((1, 900), (1.5, 2000))),
     "ne-table2-c1": Grid("ne-c1", _TABLE_2, _curves, ((1, 100), (1.5, 200), (2, 300), (2.5, 500))),
@@ -205,16 +286,19 @@ GRIDS: dict[str, Grid] = {
     "smoothout-table1-f1": Grid("smoothout-f1", f"{_TABLE_I} Fig. 9", _table_1),
     "smoothout-table1-c1": Grid("smoothout-c1", f"{_TABLE_I} Figs. 2 and 8", _table_1),
     "smoothout-table1-c3": Grid("smoothout-c3", f"{_TABLE_I} Figs. 4 and 6", _table_1),
-    "smoothout-table3-c1": Grid("smoothout-c1", "SmoothOut Table III, noise left in the weights", _table_3),
-    "smoothout-table4-c1": Grid("smoothout-c1", f"SmoothOut Table IV's methods, {_ON_C1}", _table_4),
-    "smoothout-table5-c1": Grid("smoothout-c1", f"SmoothOut Table V's methods, {_ON_C1}", _table_5),
+    "smoothout-table2-cifar10": Grid("resnet44", _TABLE_II, _table_2),
+    "smoothout-table2-cifar100": Grid("resnet44", _TABLE_II, _table_2_longer, sizes="resnet44-cifar100"),
+    "smoothout-table3-c1": Grid("smoothout-c1", _TABLE_III, _table_3),
+    "smoothout-table3-resnet44": Grid("resnet44", _TABLE_III, _table_3_large),
+    "smoothout-table4-resnet44": Grid("resnet44", "SmoothOut Table IV, the part of taking noise off", _table_4),
+    "smoothout-table5-resnet44": Grid("resnet44", "SmoothOut Table V, kinds of noise", _table_5),
+    "smoothout-fig5-resnet44": Grid("resnet44", "SmoothOut Fig. 5, loss along filter-normalized lines", _figure_5),
+    "smoothout-fig7-cifar10": Grid("resnet44", _FIG_7, _figure_7),
+    "smoothout-fig7-cifar100": Grid("resnet44", _FIG_7, _figure_7, sizes="resnet44-cifar100"),
 }
 #: Experiments of the papers that cannot be run here yet, and what they lack.
 MISSING = {
-    "SmoothOut Table II": "ResNet44 with augmentation, AlexNet, ResNet18 and ImageNet",
-    "SmoothOut Table III, third row": "ResNet44",
-    "SmoothOut Tables IV and V on ResNet44": "ResNet44; their methods are run on C1 instead",
-    "SmoothOut Figs. 5 and 7": "ResNet44",
+    "SmoothOut Table II on ImageNet": "AlexNet, ResNet18 and ImageNet",
 }
 
 

@@ -53,12 +53,13 @@ def test_full_cells_are_the_published_ones_and_gains_are_paired():
 
 
 def test_what_is_not_run_names_its_command_and_what_cannot_be_its_lack():
-    table = compare("smoothout-table3", [])
+    table = compare("smoothout-table2", [])
     assert (table["n"] == 0).all()
     commands = table.set_index("network")["missing"]
-    assert set(commands["smoothout-c1"]) == {"python -m nb_lib sweep smoothout-table3-c1 --store results/ --download"}
-    assert set(commands["resnet44"]) == {"resnet44 is not in the library"}
-    assert compare("smoothout-table5", [])["missing"].str.contains("smoothout-table5-c1").all()
+    by_data = {command(f"smoothout-table2-{name}") for name in ("cifar10", "cifar100")}
+    assert set(commands["resnet44"]) == by_data
+    assert set(commands["alexnet"]) == {"alexnet is not in the library"}
+    assert compare("smoothout-table5", [])["missing"].str.contains("smoothout-table5-resnet44").all()
 
 
 def test_every_scale_has_its_own_row_the_full_one_first():
@@ -210,10 +211,27 @@ def test_ablations_are_compared_with_denoising_and_with_the_baseline():
     left_in = table[table["method"].str.contains("not taken off") & (table["network"] == "smoothout-c1")]
     assert left_in["gain"].tolist() == pytest.approx([-40, -40])
     assert left_in["published_gain"].tolist() == pytest.approx([-45.20, -34.29])
-    records = noisy(grid("smoothout-table5-c1"), lambda r: 0.8 + r.a)
+    records = noisy(grid("smoothout-table5-resnet44"), lambda r: 0.8 + r.a)
     table = compare("smoothout-table5", records)
     assert table["gain"].tolist()[1:] == pytest.approx([3.75, 2.5, 15, 20, 0.01, 0.015])
-    assert set(table["ours_on"]) == {"smoothout-c1"}
+    assert set(table["ours_on"]) == {"resnet44"}
+
+
+@pytest.mark.parametrize("scale", ["full", "small", "tiny"])
+def test_longer_training_and_scaled_rates_are_rows_of_their_own(scale):
+    values = {("sqrt", False): 0.5, ("sqrt", True): 0.6, ("linear", True): 0.8}
+    runs = grid("smoothout-table2-cifar100", scale)
+    longest = max(run.epochs for run in runs)
+    records = [record(run, values[run.lr_scaling, run.epochs == longest] + run.a) for run in runs]
+    table = compare("smoothout-table2", records, scale=scale)
+    ours = table[table["method"].str.contains("cifar100")]
+    for row, accuracies in {
+        "200 epochs, sqrt": [50, 53.75, 65],
+        "400 epochs, sqrt": [60, 63.75, 75],
+        "400 epochs, linear": [80, 83.75, 95],
+    }.items():
+        assert ours[ours["method"].str.endswith(row)]["accuracy"].tolist() == pytest.approx(accuracies)
+    assert ours["gain"].dropna().tolist() == pytest.approx([3.75] * 3 + [15] * 3)
 
 
 def test_words_and_colors_say_how_far_apart_the_gains_are():

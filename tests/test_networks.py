@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
@@ -22,6 +23,8 @@ COUNTS = [
     ("smoothout-f1", GREY, 10, 1_462_794, 1_455_104, 2_570, 5_120),
     ("smoothout-c1", COLOR, 10, 1_388_490, 1_387_072, 10, 1_408),
     ("smoothout-c3", COLOR, 100, 1_405_860, 1_404_352, 100, 1_408),
+    ("resnet44", COLOR, 10, 661_338, 657_968, 10, 3_360),
+    ("resnet44", COLOR, 100, 667_188, 663_728, 100, 3_360),
 ]
 
 
@@ -32,8 +35,8 @@ COUNTS = [
 def test_parameter_counts_are_those_of_the_table(name, shape, classes, total, weights, biases, norm) -> None:
     count = {"weight": 0, "bias": 0, "norm": 0}
     model = build(name, shape, classes)
-    for layer in model:
-        for key, p in layer.named_parameters():
+    for layer in model.modules():
+        for key, p in layer.named_parameters(recurse=False):
             kind = "norm" if isinstance(layer, GhostBatchNorm) else key
             count[kind] += p.numel()
     assert count == {"weight": weights, "bias": biases, "norm": norm}
@@ -93,17 +96,19 @@ def test_convolutions_have_the_papers_kernels_and_no_bias(name, kernel, padding)
             assert layer.bias is None
 
 
-@pytest.mark.parametrize(("name", "published"), [("ne-c1", 100), ("ne-c2", 100), ("smoothout-c1", 128)])
+@pytest.mark.parametrize(
+    ("name", "published"), [("ne-c1", 100), ("ne-c2", 100), ("smoothout-c1", 128), ("resnet44", 128)]
+)
 @pytest.mark.parametrize("asked", [None, 32])
 def test_ghost_batches_are_the_published_ones_unless_asked_for(name, published, asked) -> None:
     model = build(name, COLOR, 10, group_size=asked, minibatches=2)
-    norms = [m for m in model if isinstance(m, GhostBatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, GhostBatchNorm)]
     assert {(m.group_size, m.minibatches) for m in norms} == {(asked or published, 2)}
     assert {(m.eps, m.momentum) for m in norms} == {(1e-5, 0.1)}
 
 
 def test_every_name_has_a_description_and_a_specification() -> None:
-    assert list(NETWORKS) == list(networks._SPECIFICATIONS)
+    assert list(NETWORKS) == [*networks._SPECIFICATIONS, "resnet44"]
 
 
 @pytest.mark.parametrize("name", ["ne-c1", "ne-c2", "smoothout-c1", "smoothout-c3"])
@@ -116,6 +121,91 @@ def test_too_small_images_are_refused(name) -> None:
 def test_an_unknown_name_suggests_the_nearest(call) -> None:
     with pytest.raises(InputError, match="unknown network 'smothout-c1': did you mean 'smoothout-c1'"):
         call("smothout-c1")
+
+
+# ------------------------------------------------------------------------------------------------- residual networks
+
+
+class TorchvisionResNet(nn.Module):
+    """Torchvision's basic blocks, arranged as the specification says."""
+
+    def __init__(self, n: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16))
+        blocks, channels = [], 16
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            for block in range(n):
+                if block == 0 and stride == 2:
+                    down = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+                    blocks.append(BasicBlock(channels, width, stride, down))
+                else:
+                    blocks.append(BasicBlock(width, width))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(torch.relu(self.stem(x)))
+        return self.head(nn.functional.avg_pool2d(x, 8).flatten(1))
+
+    def copy_weights(self, ours: nn.Sequential) -> None:
+        """By the kind and the place of each layer: theirs has a block's shortcut last, as ours."""
+        mine = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+        by_kind = {nn.Conv2d: nn.Conv2d, nn.BatchNorm2d: GhostBatchNorm, nn.Linear: nn.Linear}
+        for kind, our_kind in by_kind.items():
+            pairs = zip(
+                [m for m in mine if type(m) is kind], [m for m in ours.modules() if type(m) is our_kind], strict=True
+            )
+            for target, source in pairs:
+                target.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize(("name", "n"), [("resnet44", 7), ("resnet8", 1)])
+def test_a_residual_network_computes_what_torchvisions_blocks_do(name, n) -> None:
+    ours = build(name, COLOR, 10, seed=2)
+    theirs = TorchvisionResNet(n, 10)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, *COLOR, generator=generator)
+    with torch.no_grad():
+        for p in ours.parameters():  # gains, shifts and shortcuts that matter
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    theirs.copy_weights(ours)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)  # twenty are one ghost batch
+    for layer in ours.modules():
+        if isinstance(layer, GhostBatchNorm):  # after one batch: different from the start, alike in both
+            assert layer.running_var.std() > 0
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet110"])
+def test_a_residual_network_is_as_deep_as_its_name_says(name) -> None:
+    depth = int(name.removeprefix("resnet"))
+    convolutions = [m for m in build(name, COLOR, 10).modules() if isinstance(m, nn.Conv2d)]
+    projections = [m for m in convolutions if m.kernel_size == (1, 1)]
+    assert len(projections) == 2
+    assert len(convolutions) - len(projections) == depth - 1  # and one dense layer
+
+
+@pytest.mark.parametrize("name", ["resnet43", "resnet2", "resnet", "resnet044", "resnet44x"])
+def test_other_depths_are_refused(name) -> None:
+    with pytest.raises(InputError, match="unknown network"):
+        build(name, COLOR, 10)
+
+
+def test_residual_networks_start_normal_within_fan_out() -> None:
+    model = build("resnet44", COLOR, 10, seed=1)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            n = layer.weight.numel()
+            values = layer.weight.detach().double() * math.sqrt(fans(layer)[1] / 2)
+            assert abs(values.mean()) < 5 / math.sqrt(n)
+            assert abs(values.square().mean() - 1) < 5 * math.sqrt(2 / n)
+        elif isinstance(layer, nn.Linear):
+            for p in layer.parameters():
+                assert_uniform(p, 1 / math.sqrt(64))
+        elif isinstance(layer, GhostBatchNorm):
+            assert (layer.weight == 1).all()
+            assert not layer.bias.any()
 
 
 # ---------------------------------------------------------------------------------------------------- initialization
@@ -194,4 +284,4 @@ def test_building_leaves_the_global_generator_alone(name) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stackable_are_the_dense_networks_without_batch_norm(name) -> None:
     assert stackable(name) == (name in {"digits-mlp", "ne-f1"})
-    assert convolutional(name) == ("-c" in name)
+    assert convolutional(name) == ("-c" in name or name == "resnet44")

@@ -25,8 +25,6 @@ from nb_lib.lab.runs import Run
         ("ne-table3", 6 * 10),
         ("smoothout-table1", 3 * 4 * 3),
         ("smoothout-table3-c1", 4 * 3),
-        ("smoothout-table4-c1", 5 * 3),
-        ("smoothout-table5-c1", 7 * 3),
     ],
 )
 def test_a_full_grid_is_the_papers(name, runs):
@@ -36,6 +34,49 @@ def test_a_full_grid_is_the_papers(name, runs):
         assert (run.optimizer, run.lr, run.train_size, run.valid_size) == ("adam", 1e-3, None, 0)
         thresholds = {"ne-f1": (0.01, 0.001), "ne-c1": (0.01, 0.001), "ne-c2": (0.02, 0.001)}
         assert (run.halve_at, run.stop_below) == thresholds.get(run.network, (None, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [  # rows of the tables, three seeds each
+        ("smoothout-table2-cifar10", 3 * 3),
+        ("smoothout-table2-cifar100", 9 * 3),
+        ("smoothout-table3-resnet44", 2 * 3),
+        ("smoothout-table4-resnet44", 5 * 3),
+        ("smoothout-table5-resnet44", 7 * 3),
+        ("smoothout-fig5-resnet44", 2 * 3),
+        ("smoothout-fig7-cifar10", 2 * 3),
+        ("smoothout-fig7-cifar100", 2 * 3),
+    ],
+)
+def test_a_full_grid_of_resnet44_is_the_papers(name, runs):
+    grid = papers.grid(name)
+    assert len(grid) == len(set(grid)) == runs
+    large = 1024 if name.endswith("cifar100") else 2048
+    assert {run.batch_size for run in grid} - {128} == {large}
+    for run in grid:
+        assert (run.network, run.optimizer, run.momentum, run.weight_decay) == ("resnet44", "sgd", 0.9, 1e-4)
+        assert (run.augment, run.inputs, run.train_size, run.clip) == ("crop-flip", "imagenet", None, 5)
+        assert (run.fresh_optimizer, run.noise_batch, run.ghost_batch) == (False, 128, None)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "epochs", "scaling", "rates"),
+    [  # paper-spec, section 3.3: epochs counted from 0 at which the printed rates begin
+        (2048, 400, "sqrt", [(0, 0.4), (162, 0.04), (244, 0.004), (328, 0.0004)]),
+        (1024, 200, "sqrt", [(0, 0.28284), (81, 0.028284), (122, 0.0028284), (164, 0.00028284)]),
+        (1024, 400, "sqrt", [(0, 0.28284), (162, 0.028284), (244, 0.0028284), (328, 0.00028284)]),
+        (1024, 400, "linear", [(0, 0.8), (162, 0.08), (244, 0.008), (328, 0.0008)]),
+    ],
+)
+def test_learning_rates_of_table_2_are_the_printed_ones(batch_size, epochs, scaling, rates):
+    grid = [*papers.grid("smoothout-table2-cifar10"), *papers.grid("smoothout-table2-cifar100")]
+    alike = [r for r in grid if (r.batch_size, r.epochs, r.lr_scaling) == (batch_size, epochs, scaling)]
+    assert len(alike) == 3 * 3
+    for run in alike:
+        for (epoch, rate), (printed_epoch, printed_rate) in zip(run.scaled_lr_steps, rates, strict=True):
+            assert epoch == printed_epoch
+            assert rate == pytest.approx(printed_rate, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", papers.GRIDS)
@@ -58,7 +99,7 @@ def test_every_cell_gets_its_first_seed_before_any_gets_its_second():
 
 
 def test_smoothout_cuts_batches_as_its_authors_where_that_makes_a_difference():
-    for name in ("smoothout-table1", "smoothout-table3-c1", "smoothout-table5-c1"):
+    for name in ("smoothout-table1", "smoothout-table3-c1", "smoothout-table5-resnet44"):
         assert {run.cutting for run in papers.grid(name)} == {"even"}
     small = papers.grid("smoothout-table1", "small")
     assert {(run.batch_size, run.cutting) for run in small} == {(25, "rest"), (100, "rest"), (300, "even")}
@@ -183,7 +224,8 @@ def test_a_gain_is_over_a_cell_that_differs_in_the_method_alone(table):
     assert (plain["alpha"] == 1).all()
     assert plain["denoise"].all()
     for row in rows[rows["network"].isin(papers.PROTOCOLS)].to_dict("records"):
-        assert row["dataset"] == papers.PROTOCOLS[row["network"]]["dataset"]
+        grids = [grid for grid in papers.GRIDS.values() if grid.network == row["network"]]
+        assert row["dataset"] in {grid.dataset for grid in grids}
 
 
 def test_every_published_cell_says_where_it_is_printed():

@@ -17,6 +17,7 @@ _MEAN_STD = {
     "symmetric": ((0.5,), (0.5,)),  # in [-1, 1]: SmoothOut's MNIST
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # SmoothOut's CIFAR
 }
+_GRAY = 127 / 255  # of white: what the SmoothOut authors' code pads images with
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +30,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [..., C, H, W] and labels [...] of the samples `index` [...]."""
+        return self.x[index], self.y[index]
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set; `variant` says which copy of it, `valid` is None unless asked for."""
+    """A data set; `variant` says which copy of it, `valid` is None unless asked for.
+
+    `gray` is what half of white became in each channel, or in all: pixels beyond the edge have it.
+    """
 
     name: str
     variant: str
@@ -40,6 +48,7 @@ class Data:
     train: Split
     test: Split
     valid: Split | None = None
+    gray: tuple[float, ...] = (0.0,)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,11 +122,12 @@ def load(
         std[std == 0] = 1  # a blank channel
     else:
         mean, std = (torch.tensor(value, device=device) for value in _MEAN_STD[normalization])
+    gray = (_GRAY - mean) / std
     mean = mean.view(-1, 1, 1)
     std = std.view(-1, 1, 1)
     for split in splits:
         split.x.sub_(mean).div_(std)
-    return Data(name, raw.variant, raw.classes, train, test, valid if valid_size else None)
+    return Data(name, raw.variant, raw.classes, train, test, valid if valid_size else None, tuple(gray.tolist()))
 
 
 def epoch_indices(n: int, batch_size: int, *, streams: int = 1, generator: torch.Generator) -> tuple[Tensor, ...]:

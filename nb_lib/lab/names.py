@@ -4,6 +4,10 @@
 (3, 32, 32)
 """
 
+import re
+
+from nb_lib.errors import known
+
 #: Networks (see `lab.networks`).
 NETWORKS = {
     "digits-mlp": "2 x 64 ReLU, for the digits",
@@ -14,6 +18,7 @@ NETWORKS = {
     "smoothout-f1": "SmoothOut's F1: 5 x 512, batch-normalized",
     "smoothout-c1": "SmoothOut's C1: shallow, for CIFAR-10",
     "smoothout-c3": "SmoothOut's C3: the same, for CIFAR-100",
+    "resnet44": "SmoothOut's residual network; so is any depth 6n+2, as resnet8",
 }
 #: Data sets (see `lab.data`) and the shape [C, H, W] of their images; others are called ``folder:<name>``.
 DATASETS = {
@@ -33,7 +38,25 @@ DISTRIBUTIONS = ("uniform", "normal")
 SELECTIONS = {"weights": ("weight",), "no-norm": ("weight", "bias"), "all": ("norm", "weight", "bias")}
 #: Ways to cut a batch into ghost batches (see `ghost_batch_norm.part_sizes`).
 CUTTINGS = ("rest", "even")
+#: What training sees of an image: itself, or a random crop of it, padded, that may be mirrored.
+AUGMENTATIONS = ("none", "crop-flip")
 OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 #: Powers of B / lr_reference that multiply the learning rate.
 LR_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
+
+def check_network(name: str) -> str:
+    """Return `name` if it is in `NETWORKS`, or a residual network of another depth; else raise `InputError`."""
+    return name if residual_blocks(name) else known("network", name, NETWORKS)
+
+
+def residual_blocks(name: str) -> int:
+    """Blocks n in each of the three stages of a residual network of depth 6n+2; 0 for other networks.
+
+    >>> residual_blocks("resnet44"), residual_blocks("resnet8"), residual_blocks("resnet18"), residual_blocks("ne-f1")
+    (7, 1, 0, 0)
+    """
+    depth = re.fullmatch(r"resnet([1-9][0-9]{0,3})", name)
+    n, rest = divmod(int(depth[1]) - 2, 6) if depth else (0, 0)
+    return 0 if rest else n

@@ -12,13 +12,13 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from nb_lib.errors import InputError, known
+from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
-from nb_lib.lab.names import NETWORKS
+from nb_lib.lab.names import check_network, residual_blocks
+from nb_lib.lab.residual import Norm, ResidualBlock
 
 Shape = tuple[int, int, int]
 Layers = list[nn.Module]
-Norm = Callable[[int], nn.Module]  # batch normalization of so many features
 
 
 def build(
@@ -35,7 +35,8 @@ def build(
     """Build the network `name` for images `shape` [C, H, W], initialized from `seed` alone.
 
     NE's networks start from Glorot-uniform weights and zero biases, SmoothOut's from torch's default,
-    U(±1/√fan-in) for both (their U(0, 1) for batch normalization's gain is replaced by 1).
+    U(±1/√fan-in) for both (their U(0, 1) for batch normalization's gain is replaced by 1), but the convolutions of its
+    residual networks from N(0, 2/fan-out).
 
     Parameters
     ----------
@@ -53,12 +54,13 @@ def build(
     """
     model = _skeleton(name, shape, classes, group_size, minibatches, batch_size).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
+    initialize = _specification(name).initialize
     with torch.no_grad():
-        for module in model:
+        for module in model.modules():
             if isinstance(module, GhostBatchNorm):
                 module.reset_parameters()  # gain 1, shift 0, fresh statistics: no randomness
             elif isinstance(module, nn.Linear | nn.Conv2d):
-                _SPECIFICATIONS[name].initialize(module.weight, module.bias, generator)
+                initialize(module.weight, module.bias, generator)
     return model.to(device)
 
 
@@ -97,7 +99,7 @@ def _skeleton(
     batch_size: int | None = None,
 ) -> nn.Sequential:
     """Build the layers without memory: torch's own initialization would draw from the global generator."""
-    specification = _SPECIFICATIONS[known("network", name, NETWORKS)]
+    specification = _specification(name)
     group = group_size or specification.group_size
 
     def norm(features: int) -> GhostBatchNorm:
@@ -149,6 +151,17 @@ def _shallow(shape: Shape, classes: int, norm: Norm) -> Layers:
     return [*layers, nn.Linear(192, classes)]
 
 
+def _residual(shape: Shape, classes: int, norm: Norm, blocks: int) -> Layers:
+    """Three stages of so many blocks, 16, 32 and 64 channels wide, and the mean over the pixels that are left."""
+    layers: Layers = [nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), norm(16), nn.ReLU()]
+    channels = 16
+    for width in (16, 32, 64):
+        for _ in range(blocks):
+            layers.append(ResidualBlock(channels, width, norm))
+            channels = width
+    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+
+
 def _shape_after(layers: Layers, shape: Shape) -> Shape:
     body = nn.Sequential(*layers).eval()  # batch normalization would refuse to train on one sample
     try:
@@ -172,6 +185,14 @@ def _fan_in(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> 
     weight.uniform_(-bound, bound, generator=generator)
     if bias is not None:
         bias.uniform_(-bound, bound, generator=generator)
+
+
+def _fan_out(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
+    """Convolutions N(0, 2/fan-out), dense layers as `_fan_in`."""
+    if weight.ndim == 4:
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
+    else:
+        _fan_in(weight, bias, generator)
 
 
 # ----------------------------------------------------------------------------------------------- the papers' networks
@@ -198,3 +219,10 @@ _SPECIFICATIONS = {
     "smoothout-c1": _Specification(_shallow, _fan_in, 128),
     "smoothout-c3": _Specification(_shallow, _fan_in, 128),
 }
+
+
+def _specification(name: str) -> _Specification:
+    blocks = residual_blocks(check_network(name))
+    if blocks:
+        return _Specification(partial(_residual, blocks=blocks), _fan_out, 128)
+    return _SPECIFICATIONS[name]

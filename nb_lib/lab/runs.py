@@ -24,11 +24,13 @@ class Run:
     Parameters
     ----------
     network, dataset : str
-        A name in `names.NETWORKS`; one in `names.DATASETS` or ``"folder:<name>"``.
+        A name in `names.NETWORKS`, or ``"resnet<6n+2>"``; one in `names.DATASETS` or ``"folder:<name>"``.
     train_size, valid_size, split_seed
         Optional stratified subset, and samples held out of the training set, see `data.load`.
     inputs, optimizer, precision : str
         In `names.NORMALIZATIONS`, `OPTIMIZERS`, `PRECISIONS` ("tf32" for products on CUDA, "bfloat16" by autocast).
+    augment : str
+        In `names.AUGMENTATIONS`: "crop-flip" trains with a random view of each image (see `lab.augmentation`).
     batch_size, alpha
         B, and NE's α ≥ 1 (NE eq. 6): one update of NE processes 2B samples.
     a, distribution, adaptive, perturb, denoise
@@ -42,6 +44,8 @@ class Run:
         "even" into B // size nearly equal parts, as the SmoothOut authors' code does.
     lr, momentum, weight_decay, clip
         `momentum` for "sgd" only; `clip` is the largest global gradient norm.
+    fresh_optimizer : bool
+        Forget momentum, or Adam's averages, after each epoch, as the SmoothOut authors' code does.
     lr_scaling, lr_reference
         "sqrt" or "linear" multiplies the learning rates by (B / lr_reference) to the power 1/2 or 1.
     lr_steps : tuple of (epoch, lr)
@@ -50,7 +54,7 @@ class Run:
         NE's L* and L**: halve the learning rate once when an epoch's mean training loss reaches `halve_at`, stop when
         it is below `stop_below`; `epochs` is then the limit.
     seed : int
-        Of initialization, order of the data, weight noise and dropout, each with a stream of its own.
+        Of initialization, order (and views) of the data, weight noise and dropout, each with a stream of its own.
 
     Examples
     --------
@@ -64,6 +68,7 @@ class Run:
     valid_size: int = 0
     split_seed: int = 0
     inputs: str = "unit"
+    augment: str = "none"
     batch_size: int = 100
     alpha: float = 1.0
     a: float = 0.0
@@ -79,6 +84,7 @@ class Run:
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip: float | None = None
+    fresh_optimizer: bool = False
     lr_scaling: str = "none"
     lr_reference: int = 128
     lr_steps: LrSteps = ()
@@ -96,12 +102,13 @@ class Run:
         self._check_numbers()
 
     def _check_names(self) -> None:
-        known("network", self.network, names.NETWORKS)
+        names.check_network(self.network)
         if not self.dataset.startswith("folder:"):
             known("dataset", self.dataset, names.DATASETS)
         known("input normalization", self.inputs, names.NORMALIZATIONS)
         known("distribution", self.distribution, names.DISTRIBUTIONS)
         known("selection of parameters", self.perturb, names.SELECTIONS)
+        known("augmentation", self.augment, names.AUGMENTATIONS)
         known("optimizer", self.optimizer, names.OPTIMIZERS)
         known("learning-rate scaling", self.lr_scaling, names.LR_SCALINGS)
         known("precision", self.precision, names.PRECISIONS)

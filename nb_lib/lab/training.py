@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
+from nb_lib.lab.augmentation import draw_views
 from nb_lib.lab.checkpoints import checkpointed, save_checkpoint, state_for
 from nb_lib.lab.data import Data, Split, epoch_indices
 from nb_lib.lab.device import hidden, initial_random_state, precision, random_state
@@ -110,6 +111,8 @@ class Training:
         device = self.data.device
         lr = [rate for start, rate in self.run.scaled_lr_steps if start <= self.epoch][-1]
         self.step.rates.set_lr(lr)
+        if self.run.fresh_optimizer:
+            self.step.forget_gradients()
         self.model.train()
         total = torch.zeros(len(self.runs), device=device)
         arithmetic = precision(self.run.precision, device)
@@ -127,10 +130,15 @@ class Training:
         return worst
 
     def _batches(self) -> tuple[Tensor, ...]:
-        """Indices [K, 1 or 2, b] of each update: every run its own shuffle, or for NE two independent ones."""
+        """Indices [K, 1 or 2, b] of each update: every run its own shuffle, or for NE two independent ones.
+
+        With augmentation they are of views, drawn for the whole epoch.
+        """
         shuffles = []
         for generator in self._order:
             [shuffle] = epoch_indices(self.n, self.n, streams=minibatches(self.run), generator=generator)
+            if self.run.augment != "none":
+                shuffle = draw_views(shuffle, generator)
             shuffles.append(shuffle)
         return torch.stack(shuffles).split(self.run.batch_size, dim=-1)
 

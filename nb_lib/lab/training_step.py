@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nb_lib.lab.augmentation import Views
 from nb_lib.lab.data import Data
 from nb_lib.lab.graphs import Graphs
 from nb_lib.lab.runs import Run
@@ -37,11 +38,12 @@ class TrainingStep:
     def __init__(self, runs: Sequence[Run], data: Data) -> None:
         self.run = runs[0]
         self.alone = len(runs) == 1
-        self.samples = data.train
+        self.samples = data.train if self.run.augment == "none" else Views(data.train, data.gray)
         self.model = make_network(runs, data)
         self.optimizer = make_optimizer(self.run, self.model)
         self.smooth = make_smoothout(self.run, self.model)
-        self.graphs = Graphs(data.device)
+        self._device = data.device
+        self.graphs = Graphs(self._device)
         self.rates = Rates(self.model, self.optimizer, len(runs), recorded=self.graphs.recording)
 
     def __call__(self, index: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class TrainingStep:
         Parameters
         ----------
         index : Tensor, shape [K, 1 or 2, b]
-            Which samples are in B_t, and with α > 1 in B'_t.
+            Which samples, or views of samples, are in B_t, and with α > 1 in B'_t.
 
         Returns
         -------
@@ -79,8 +81,7 @@ class TrainingStep:
     def _losses(self, index: Tensor) -> Tensor:
         """Cross-entropies of the samples `index` [K, 1 or 2, b], one minibatch after the other, [K, b or 2b]."""
         index = index.flatten(1)
-        x = self.samples.x[index[0] if self.alone else index]
-        y = self.samples.y[index]
+        x, y = self.samples[index[0] if self.alone else index]
         logits = self.model(x).float()
         losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
         return losses.view_as(index)
@@ -91,6 +92,12 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.run.clip)
         self.rates.step()
         self.optimizer.zero_grad(set_to_none=not self.graphs.recording)  # a recorded step needs them to stay put
+
+    def forget_gradients(self) -> None:
+        """Let the optimizer begin anew: momentum and averages of the gradients become 0, where they are."""
+        for state in self.optimizer.state.values():
+            for average in state.values():
+                average.zero_()
 
     def set_factors(self, factors: list[float]) -> None:
         """Give each network its factor of the learning rate (see `Rates`); 0 ends its training."""
@@ -113,7 +120,7 @@ class TrainingStep:
         if self.smooth:
             self.smooth.load_state_dict(state["smooth"])
         self.rates.set_factors(state["factors"])
-        self.graphs = Graphs(self.samples.x.device)  # the optimizer's state lies elsewhere now: record anew
+        self.graphs = Graphs(self._device)  # the optimizer's state lies elsewhere now: record anew
 
 
 class Rates:
