@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--hessian-samples", type=int, default=2_000, help="and for what costs more [2000]")
     _add_sweep(add("sweep", help="train the runs of some of the papers' tables and figures"))
     add("grids", help="list what `sweep` and `compare` know").set_defaults(command=_grids)
+    _add_profile(add("profile", help="loss and accuracy around trained networks, along a line and under noise"))
     beside = add("compare", help="a published table beside ours")
     beside.add_argument("table", help=", ".join(TABLES))
     beside.add_argument("--store", nargs="+", default=[], help="folders of records, or files of JSON lines")
@@ -109,6 +110,19 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_sweep)
 
 
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("grids", nargs="+", metavar="GRID", help="names from `grids`, trained with `sweep --keep-weights`")
+    add("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
+    add("--store", required=True, help="folder of records and weights; runs without weights are left out")
+    add("--into", required=True, metavar="FILE", help="JSON of profiles; those of other runs stay in it")
+    add("--samples", type=int, default=1_000, help="most samples of each split [1000]")
+    for name in ("dataset", "precision", "valid-size"):
+        add(f"--{name}", type=_value, metavar="V", help="as for the sweep")
+    _add_place(parser)
+    parser.set_defaults(command=_profile, scheduler=None)
+
+
 def _seconds(text: str) -> float:
     """Read a time.
 
@@ -160,8 +174,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
-    named = plan(options.grids, options.scale, seeds=options.seeds, **given)
+    named = plan(options.grids, options.scale, seeds=options.seeds, **_given(options))
     from nb_lib.lab.sweeps import sweep
     from nb_lib.measures import measures
 
@@ -200,6 +213,30 @@ def _print_cells(records: list[Record]) -> None:
     }
     cells = table.groupby(["network", "batch_size", *varied])
     print(cells.agg(**columns).reset_index().to_string(index=False))
+
+
+def _profile(options: argparse.Namespace) -> None:
+    named = plan(options.grids, options.scale, **_given(options))
+    weights = store.RunStore(options.store)
+    runs = [run for run in dict.fromkeys(chain.from_iterable(named.values())) if weights.weights(run).exists()]
+    if not runs:
+        raise InputError(f"no weights of these runs in {options.store}: train them with sweep --keep-weights.")
+    from tqdm.auto import tqdm
+
+    from nb_lib.lab.setup import load_for, trained
+    from nb_lib.profiles import profile_of, save_profiles
+
+    where = _where(options)
+    for run in tqdm(runs, unit="network"):
+        data = load_for(run, **where)
+        found = profile_of(run, trained(run, weights, data), data, samples=options.samples)
+        count = save_profiles([found], options.into)
+    print(f"{options.into}: {count} profiles")
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of a run that differ from the protocol."""
+    return {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
 
 
 def _where(options: argparse.Namespace) -> dict[str, Any]:

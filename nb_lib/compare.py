@@ -179,7 +179,8 @@ def _candidates(table: str, cell: Cell, scale: str) -> list[Run]:
     sizes = GRIDS[name].size(scale).batch_sizes
     B = min(sizes) if cell["batch_size"] == 256 else max(sizes)
     longest = max(run.epochs for run in runs)
-    alike = [run for run in runs if run.batch_size == B and _same_method(run, cell)]
+    of_size = [run for run in runs if run.batch_size == B]
+    alike = [run for run in of_size if _same_method(run, cell)]
     return [run for run in alike if _same_regime(run, longest, cell)]
 
 
@@ -189,9 +190,13 @@ def _same_method(run: Run, cell: Cell) -> bool:
 
 def _same_regime(run: Run, longest: int, cell: Cell) -> bool:
     """Whether a run is trained for the share of the longest training that is printed, at rates scaled as printed."""
-    if math.isnan(cell["epochs"]):
+    printed = cell["epochs"]
+    if math.isnan(printed):
         return True
-    return run.epochs * LONGEST == cell["epochs"] * longest and run.lr_scaling == cell["lr_scaling"]
+    if run.lr_scaling != cell["lr_scaling"]:
+        return False
+    share = run.epochs / longest
+    return share == printed / LONGEST
 
 
 def _scored(results: pd.DataFrame, accuracy: str, select: str) -> pd.DataFrame:
@@ -230,8 +235,9 @@ def _means(cell: pd.DataFrame, plain: pd.DataFrame) -> dict[str, Any]:
 
 def _grid(table: str, cell: Cell) -> str | None:
     """The grid that a published cell belongs to; None if there is none."""
+    trained = cell["network"], cell["dataset"]
     for name, one in GRIDS.items():
-        if name.startswith(table) and (one.network, one.dataset) == (cell["network"], cell["dataset"]):
+        if name.startswith(table) and trained == (one.network, one.dataset):
             return name
     return None
 

@@ -127,6 +127,9 @@ def test_what_is_next_is_said_with_precision_seeds_and_copy_of_the_data():
     several = found["ne-table2-c1, α = 1 and 1.5"]
     assert {(run.alpha, run.batch_size) for run in several} == {(1.0, 100), (1.5, 200)}
     assert {run.seed for run in several} == set(range(4))
+    first_rows = found["smoothout-table2-cifar10"]
+    assert {(r.dataset, r.precision, r.epochs, r.seed) for r in first_rows} == {("folder:cifar10", "bfloat16", 400, 0)}
+    assert [(r.a, r.adaptive) for r in first_rows] == [(0, False), (0.0375, False), (0.15, True)]
     assert len(found["ne-fig2-f1"]) == 13 * 2 * 5
     assert {run.seed for runs in plan(["next"], seeds=1).values() for run in runs} == {0}
 

@@ -38,9 +38,12 @@ class Views:
     def __init__(self, split: Split, gray: tuple[float, ...]) -> None:
         x = split.x.movedim(1, -1)
         n, height, width, channels = x.shape
-        self._padded = x.new_empty(n, height + 2 * PADDING, width + 2 * PADDING, channels)  # channels innermost
-        self._padded[:] = x.new_tensor(gray)
-        self._padded[:, PADDING:-PADDING, PADDING:-PADDING] = x
+        border = 2 * PADDING
+        inside = slice(PADDING, -PADDING)
+        padded = x.new_empty(n, height + border, width + border, channels)  # channels innermost
+        padded[:] = x.new_tensor(gray)
+        padded[:, inside, inside] = x
+        self._padded = padded
         self._rows = torch.arange(height, device=x.device)
         self._columns = torch.arange(width, device=x.device)
         self._y = split.y
@@ -49,10 +52,14 @@ class Views:
         """Images [..., C, H, W] and labels [...] of the views `numbers` [...]."""
         index = numbers // VIEWS
         mirrored = numbers % 2 == 1
-        left = numbers // 2 % PLACES
-        top = numbers // (2 * PLACES) % PLACES
-        rows = top[..., None] + self._rows
-        column = torch.where(mirrored[..., None], self._columns.flip(0), self._columns)
-        columns = left[..., None] + column
-        x = self._padded[index[..., None, None], rows[..., None], columns[..., None, :]]
+        place = numbers // 2
+        left = place % PLACES
+        top = place // PLACES % PLACES
+        mirror_image = self._columns.flip(0)
+        column = torch.where(mirrored.unsqueeze(-1), mirror_image, self._columns)
+        row = self._rows + top.unsqueeze(-1)
+        column = column + left.unsqueeze(-1)
+        # [..., H, W, C]: each picks its image, rows and columns
+        image = index[..., None, None]
+        x = self._padded[image, row.unsqueeze(-1), column.unsqueeze(-2)]
         return x.movedim(-1, -3), self._y[index]

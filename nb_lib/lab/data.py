@@ -127,7 +127,8 @@ def load(
     std = std.view(-1, 1, 1)
     for split in splits:
         split.x.sub_(mean).div_(std)
-    return Data(name, raw.variant, raw.classes, train, test, valid if valid_size else None, tuple(gray.tolist()))
+    held_out = valid if valid_size else None
+    return Data(name, raw.variant, raw.classes, train, test, held_out, tuple(gray.tolist()))
 
 
 def epoch_indices(n: int, batch_size: int, *, streams: int = 1, generator: torch.Generator) -> tuple[Tensor, ...]:

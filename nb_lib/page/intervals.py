@@ -75,13 +75,19 @@ def in_words(
     unsigned = number.lstrip("+")
     table = paired(frame, by, value, baseline=baseline)
     for row in table.to_dict("records"):
+        start = label.format(row[by])
         difference = scale * row["difference"]
         half = scale * row["half"]
-        start = label.format(row[by])
-        size = f"{difference:{number}} ± {half:{unsigned}} {unit}"
         judged = "clear" if row["clear"] else "within the noise"
         n = row["n"]
-        line = f"{start} {size.rstrip()}, {judged} ({n} seeds)"
+        if n > 1:
+            size = f"{difference:{number}} ± {half:{unsigned}} {unit}".rstrip()
+            line = f"{start} {size}, {judged} ({n} seeds)"
+        elif n == 1:
+            size = f"{difference:{number}} {unit}".rstrip()
+            line = f"{start} {size}, without an interval (1 seed)"
+        else:
+            line = f"{start} has no seed in common with {baseline}"
         lines.append(line)
     return "\n".join(lines)
 
