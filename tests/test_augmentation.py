@@ -104,3 +104,13 @@ def test_the_seed_decides_the_views_and_evaluation_has_none():
         logits = training.model.eval()(data.train.x)
     expected = torch.nn.functional.cross_entropy(logits, data.train.y)
     torch.testing.assert_close(loss[0], expected)
+
+
+def test_seeds_side_by_side_each_draw_views_of_their_own():
+    run = Run(train_size=100, batch_size=40, epochs=2, augment="crop-flip", optimizer="sgd", lr=0.1)
+    data = load("digits", train_size=100)
+    runs = [replace(run, seed=seed) for seed in (0, 1)]
+    together = Training(runs, data).finish(progress=False)
+    for alone, beside in zip((train(each, data, progress=False) for each in runs), together, strict=True):
+        assert beside.train_loss == pytest.approx(alone.train_loss, rel=1e-4)
+    assert together[0].train_loss != together[1].train_loss

@@ -272,13 +272,13 @@ def test_recorded_runs_come_by_variety_and_of_one_scale():
     others = noisy(grid(name, "small"), lambda r: 0.9) + noisy(grid(name, train_size=30_000), lambda r: 0.9)
     found = recorded(others + old + new + half, name, "full")
     assert {label: sorted(runs, key=lambda r: r.run.seed) for label, runs in found.items()} == {
-        "a copy, bfloat16, 4 runs, a device, commit c": half,
-        "a copy, float32, 8 runs, a device, commit c": new,
-        "a copy, float32, parts of 128 and a rest, 8 runs, a device, commit c": old,
+        "a copy, bfloat16, 4 runs of 1 s, a device, commit c": half,
+        "a copy, float32, 8 runs of 1 s, a device, commit c": new,
+        "a copy, float32, parts of 128 and a rest, 8 runs of 1 s, a device, commit c": old,
     }
     assert recorded(others, name, "full") == {}
     [(label, single)] = recorded(old[:1], name, "full").items()
-    assert (label, single) == ("a copy, float32, parts of 128 and a rest, 1 run, a device, commit c", old[:1])
+    assert (label, single) == ("a copy, float32, parts of 128 and a rest, 1 run of 1 s, a device, commit c", old[:1])
 
 
 def test_every_record_of_folders_of_lines_and_of_stores_is_loaded(tmp_path):

@@ -5,6 +5,7 @@ its *variety*: the copy of the data, the precision, and how batches are cut into
 varieties are neither averaged nor paired.
 """
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -32,8 +33,8 @@ Varieties = dict[Variety, list[Record]]
 def recorded(records: Iterable[Record], name: str, scale: str) -> dict[str, list[Record]]:
     """Records of an experiment (name and scale as for `papers.grid`) by their variety in words.
 
-    Others' records do no harm; of a run that is given twice the first counts.  The keys say how many runs there are,
-    from which devices and commits.
+    Others' records do no harm; of a run that is given twice the first counts.  The keys say how many runs there are and
+    how long one took (the median), from which devices and commits.
     """
     cells = by_cell(records)
     found: Varieties = {}
@@ -54,11 +55,17 @@ def command(name: str, scale: str = "full") -> str:
 
 
 def _origin(variety: Variety, records: list[Record]) -> str:
+    seconds = statistics.median(_seconds(record) for record in records)
     many = "1 run" if len(records) == 1 else f"{len(records)} runs"
     devices = all_of(record.provenance["device"] for record in records)
     commits = all_of(record.provenance["commit"] for record in records)
     words = filter(None, variety)
-    return ", ".join([*words, many, devices, f"commit {commits}"])
+    return ", ".join([*words, f"{many} of {seconds:,.0f} s", devices, f"commit {commits}"])
+
+
+def _seconds(record: Record) -> float:
+    """How long a run took, or its share of the time of those beside it."""
+    return record.wall_time / record.provenance.get("side_by_side", 1)
 
 
 def all_of(values: Iterable[str]) -> str:

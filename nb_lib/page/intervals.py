@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 from pandas import DataFrame, Series
@@ -26,6 +27,20 @@ def summarize(frame: DataFrame, by: str | Sequence[str], value: str, *, level: f
     table["half"] = _half_width(table["std"], table["n"], level)
     columns = [*names, "mean", "half", "std", "n"]
     return table[columns]
+
+
+def with_error(groups: Any, *, scale: float = 1, digits: int = 2) -> Series:
+    """Mean and standard error of one column in each group, in words; a single value has no error.
+
+    >>> rows = DataFrame({"a": [0, 0, 1], "accuracy": [0.5, 0.7, 0.9]})
+    >>> with_error(rows.groupby("a")["accuracy"], scale=100).tolist()
+    ['60.00 ± 10.00', '90.00']
+    """
+    means = scale * groups.mean()
+    errors = scale * groups.sem()
+    words = means.map(f"{{:.{digits}f}}".format)
+    spread = errors.map(f" ± {{:.{digits}f}}".format)
+    return words + spread.where(errors.notna(), "")
 
 
 def paired(frame: DataFrame, by: str, value: str, *, baseline: float | str) -> DataFrame:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nb_lib import errors, papers
 from nb_lib.errors import InputError, known
-from nb_lib.lab.names import DATASETS, NETWORKS
+from nb_lib.lab.names import DATASETS, NETWORKS, residual_blocks
 
 #: Raises `InputError` if the parameter of this name cannot have this value.
 Rule = Callable[[str, Any], object]
@@ -109,6 +109,11 @@ def _is_device(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[a-z]+(:\d+)?", value) is not None
 
 
+def _network(name: str, value: Any) -> None:
+    if not (isinstance(value, str) and residual_blocks(value)):  # of any depth
+        known(name, value, NETWORKS)
+
+
 def _dataset(name: str, value: Any) -> None:
     if not (isinstance(value, str) and value.startswith("folder:")):
         known(name, value, [*DATASETS, "folder:NAME"])
@@ -124,11 +129,14 @@ _path = must_be("the path of a folder", lambda value: isinstance(value, str | os
 _device = must_be("'cpu', 'cuda' or 'auto'", _is_device)
 _address = must_be("an address like 'tcp://host:8786'", lambda value: isinstance(value, str) and value != "")
 
+_TABLE_1 = papers.matching("smoothout-table1")
+_listed = ", ".join(_TABLE_1)
+
 #: By the name of a parameter; "notebook.name" for one that needs more in one notebook than elsewhere.
 RULES: dict[str, Rule] = {}
 for _rule, _names in {
     # trainings
-    one_of(NETWORKS): "network",
+    _network: "network",
     optional(_dataset): "dataset",
     optional(whole(1)): "train_size epochs ne_experiments.seeds smoothout_experiments.seeds",
     whole(1): "batch_size large_batch seeds B steps walkers count",
@@ -145,6 +153,7 @@ for _rule, _names in {
     _device: "device",
     # experiments
     one_of(papers.GRIDS): "grid",
+    must_be(f"one of Table I's, {_listed}", lambda value: value in _TABLE_1): "smoothout_experiments.grid",
     one_of(papers.SCALES): "scale",
     optional(one_of(papers.SCALES)): "compare.scale",
     optional(_not_negative): "budget",

@@ -3,6 +3,7 @@
 Colors, dashes and markers are those of `figures`.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -91,15 +92,44 @@ def bands(
     """Curves of `lab.store.curves`: mean over the seeds still training, and a band from the lowest to the highest."""
     figure = axes(titles)
     for rank, (value, rows) in enumerate(curves.groupby(series)):
-        table = rows.groupby(x)[y].agg(["mean", "min", "max"]).reset_index()
-        color = method(rows.iloc[0])
-        line = look(COLORS[color], rank)["line"]
-        name = f"{symbol} = {value:g} ({seeds(rows['seed'].nunique())})"
-        add_band(figure, table[x], table["min"], table["max"], color)
-        figure.add_scatter(x=table[x], y=table["mean"], name=name, mode="lines", line=line)
+        _add_mean_and_band(figure, rows, x, y, f"{symbol} = {value:g}", rank)
     if log_y:
         figure.update_yaxes(type="log", dtick=1)  # whole decades
     return figure
+
+
+def profiles(curves: pd.DataFrame, *, y: str, titles: tuple[str, str], scale: float = 1) -> Figure:
+    """Curves of `nb_lib.profiles.table`, all of one kind: mean over seeds, and a band from the lowest to the highest.
+
+    A line is of one method, batch size and set of data; what is the same for all lines is not in its name.  `scale`
+    multiplies `y`, which is "loss" or "accuracy".
+    """
+    figure = axes(titles)
+    scaled = curves.assign(**{y: scale * curves[y]})
+    for rank, (name, rows) in enumerate(named_lines(scaled)):
+        _add_mean_and_band(figure, rows, "x", y, name, rank)
+    return figure
+
+
+def named_lines(curves: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each method, batch size and set of data, and a name of these where they differ."""
+    several_batches = curves["batch_size"].nunique() > 1
+    several_data = curves["data"].nunique() > 1
+    named = with_method(curves)
+    ordered = named.sort_values(["batch_size", "data"], ascending=[True, False], kind="stable")  # "train" first
+    for (name, B, data), rows in ordered.groupby(["method", "batch_size", "data"], sort=False):
+        words = [str(name)]
+        if several_batches:
+            words.append(f"B = {B}")
+        if several_data:
+            words.append(str(data))
+        yield ", ".join(words), rows
+
+
+def with_method(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `method` more."""
+    methods = [method(row) for _, row in rows.iterrows()]
+    return rows.assign(method=methods)
 
 
 def method(row: "pd.Series[Any]") -> str:
@@ -114,6 +144,15 @@ def method(row: "pd.Series[Any]") -> str:
 def seeds(n: int) -> str:
     """Say how many."""
     return "1 seed" if n == 1 else f"{n} seeds"
+
+
+def _add_mean_and_band(figure: Figure, rows: pd.DataFrame, x: str, y: str, name: str, rank: int) -> None:
+    table = rows.groupby(x)[y].agg(["mean", "min", "max"]).reset_index()
+    color = method(rows.iloc[0])
+    line = look(COLORS[color], rank)["line"]
+    name = f"{name} ({seeds(rows['seed'].nunique())})"
+    add_band(figure, table[x], table["min"], table["max"], color)
+    figure.add_scatter(x=table[x], y=table["mean"], name=name, mode="lines", line=line)
 
 
 def _add_route(figure: Figure, frame: pd.DataFrame, x: str, by: str, name: str, level: float) -> None:
