@@ -20,7 +20,8 @@ from nb_lib.lab import store
 from nb_lib.lab.names import NETWORKS
 from nb_lib.lab.plans import NEXT, plan
 from nb_lib.lab.runs import Record, Run
-from nb_lib.papers import METHOD, MISSING, SCALES, SIZES, TABLES, not_none, overview
+from nb_lib.papers import METHOD, MISSING, TABLES, overview
+from nb_lib.protocols import SCALES, SIZES, not_none
 
 # read by torch when it is loaded: threads that wait leave the cores to others' work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

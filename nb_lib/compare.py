@@ -17,7 +17,8 @@ from nb_lib.errors import InputError, known
 from nb_lib.lab.recorded import Cells, Variety, all_of, answers, by_cell, command
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import frame
-from nb_lib.papers import GRIDS, LONGEST, METHOD, SCALES, grid
+from nb_lib.papers import GRIDS, METHOD, grid
+from nb_lib.protocols import LONGEST, SCALES
 
 _REPEATS = 10  # of NE's experiments; SmoothOut's standard deviations are taken as they are: it does not say of how many
 _SELECTIONS = ("test", "validation")
@@ -38,7 +39,7 @@ def compare(table: str, records: Iterable[Record], *, scale: str | None = None, 
     Parameters
     ----------
     table, scale : str
-        In `papers.TABLES` and `papers.SCALES`; None takes all scales of which there are records, the largest first.
+        In `papers.TABLES` and `protocols.SCALES`; None takes all scales of which there are records, the largest first.
     records : iterable of Record
         Other experiments' records do no harm; of a run that is given twice the first record counts.
     select : {"test", "validation"}

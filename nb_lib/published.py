@@ -13,7 +13,8 @@ import pandas as pd
 from nb_lib.errors import known
 from nb_lib.lab.names import TRAINING_IMAGES
 from nb_lib.lab.runs import Run
-from nb_lib.papers import PROTOCOLS, TABLES
+from nb_lib.papers import TABLES
+from nb_lib.protocols import PROTOCOLS
 
 
 def table(name: str) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from typing import Any
 
 from nb_lib.errors import known
 from nb_lib.lab.runs import Run
-from nb_lib.papers import GRIDS, Fields, grid, matching, not_none
+from nb_lib.papers import GRIDS, grid, matching
+from nb_lib.protocols import Fields, not_none
 
 
 @dataclass(frozen=True)
