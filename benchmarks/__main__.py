@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     _print(bench(device, rounds=options.rounds))
     print("\nmeasuring a network: ratios of times, and the values reached")
     _print(bench_measures(device))
-    print("\ntraining with NE: updates a second, time ÷ a plain loop's, part of the peak of a matrix product")
+    print("\ntraining: updates a second, time ÷ a plain loop's, part of the peak of a matrix product")
     _print(bench_training(device))
 
 

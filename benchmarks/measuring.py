@@ -28,7 +28,7 @@ from nb_lib.lab.runs import Run
 from nb_lib.lab.training import Training
 from nb_lib.landscape import filter_normalized_direction, loss_surface
 from nb_lib.objective import Objective, Value
-from nb_lib.papers import protocol
+from nb_lib.protocols import protocol
 from nb_lib.sharpness import BoxSharpness, Climb, box_points, box_sharpness
 
 Vector = NDArray[np.float64]

@@ -22,8 +22,8 @@ Backward = Callable[[nn.Module], None]  # leaves gradients in a network
 Batch = tuple[Tensor, Tensor]  # images and labels of a minibatch
 Row = dict[str, object]  # of a table
 
-_ALPHA = 1.5
-_A = 0.0375  # strength of SmoothOut's noise
+ALPHA = 1.5
+A = 0.0375  # strength of SmoothOut's noise
 _ADAPTIVE_A = 0.15
 _IMAGES = {"ne-f1": (1, 28, 28), "ne-c1": (3, 32, 32)}
 _RATIOS = {  # of the times of two steps
@@ -78,6 +78,18 @@ def two_passes(net: nn.Module, first: Batch, second: Batch, alpha: float) -> Non
         (factor * loss).backward()
 
 
+def naive_smoothout(net: nn.Module, backward: Step) -> None:
+    """SmoothOut as a loop over parameters, noise added and subtracted: what one writes first (and what drifts)."""
+    with torch.no_grad():
+        noise = [(torch.rand_like(p) * 2 - 1) * A for p in net.parameters()]
+        for p, theta in zip(net.parameters(), noise, strict=True):
+            p.add_(theta)
+    backward()
+    with torch.no_grad():
+        for p, theta in zip(net.parameters(), noise, strict=True):
+            p.sub_(theta)
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -110,21 +122,21 @@ def _steps(network: str, b: int, device: torch.device) -> dict[str, Step]:
         _losses(net, (x, y)).mean().backward()
 
     def noise_enhanced(net: nn.Module) -> None:
-        noise_enhanced_loss(_losses(net, (x, y)), _ALPHA).backward()
+        noise_enhanced_loss(_losses(net, (x, y)), ALPHA).backward()
 
     def in_two_passes(net: nn.Module) -> None:
-        two_passes(net, first, second, _ALPHA)
+        two_passes(net, first, second, ALPHA)
 
     def naive(net: nn.Module) -> None:
-        _naive(net, partial(plain, net))
+        naive_smoothout(net, partial(plain, net))
 
     return {
         "plain B": _whole(model(), plain),
-        "SmoothOut": _smoothout(model(), plain, _A),
+        "SmoothOut": _smoothout(model(), plain, A),
         "AdaSmoothOut": _smoothout(model(), plain, _ADAPTIVE_A, adaptive=True),
         "naive SmoothOut": _whole(model(), naive),
         "noise alone": _noise_alone(model()),
-        "naive noise alone": partial(_naive, model(), _nothing),
+        "naive noise alone": partial(naive_smoothout, model(), _nothing),
         "plain 2B": _whole(model(2), plain_2b),
         "NE": _whole(model(2), noise_enhanced),
         "NE in two passes": _whole(model(), in_two_passes),
@@ -159,7 +171,7 @@ def _smoothout(net: nn.Module, backward: Backward, a: float, adaptive: bool = Fa
 
 
 def _noise_alone(net: nn.Module) -> Step:
-    noise = SmoothOut(net, _A)
+    noise = SmoothOut(net, A)
 
     def there_and_back() -> None:
         with noise.perturbed():
@@ -170,15 +182,3 @@ def _noise_alone(net: nn.Module) -> Step:
 
 def _nothing() -> None:
     pass
-
-
-def _naive(net: nn.Module, backward: Step) -> None:
-    """SmoothOut as a loop over parameters, noise added and subtracted: what one writes first (and what drifts)."""
-    with torch.no_grad():
-        noise = [(torch.rand_like(p) * 2 - 1) * _A for p in net.parameters()]
-        for p, theta in zip(net.parameters(), noise, strict=True):
-            p.add_(theta)
-    backward()
-    with torch.no_grad():
-        for p, theta in zip(net.parameters(), noise, strict=True):
-            p.sub_(theta)

@@ -14,7 +14,7 @@ from nb_lib.lab.graphs import Graphs
 from nb_lib.lab.runs import Run
 from nb_lib.lab.training import Training
 
-COLOR, GRAY, DIGITS = (3, 32, 32), (1, 28, 28), (1, 8, 8)
+COLOR, GRAY, DIGITS, SMALL_COLOR = (3, 32, 32), (1, 28, 28), (1, 8, 8), (3, 8, 8)
 
 
 def seeds(run: Run, count: int = 3) -> list[Run]:
@@ -25,9 +25,25 @@ _F1 = Run(network="ne-f1", batch_size=100, epochs=99)
 _MLP = Run(network="digits-mlp", batch_size=100, epochs=99)
 _C1 = Run(network="ne-c1-quarter", batch_size=100, alpha=1.5, epochs=99)
 _SMOOTH = Run(network="smoothout-f1", batch_size=200, a=0.0375, epochs=99)
+RESNET8 = Run(
+    network="resnet8",
+    augment="crop-flip",
+    batch_size=100,
+    ghost_batch=50,
+    cutting="even",
+    optimizer="sgd",
+    lr=0.005,
+    momentum=0.9,
+    weight_decay=1e-4,
+    clip=1.0,
+    epochs=99,
+)
 #: cuDNN adds up the gradients of convolutions in another order each time: on an H200 two ordinary trainings of five
 #: epochs were 1.3e-2 of their weights apart, in float32, and two recorded ones as much.
 ORDER_OF_SUMS = 5e-2
+#: With SGD it matters less: started 1e-6 of the weights apart, ResNet8 was up to 4e-4 apart after five epochs on a CPU,
+#: in bfloat16 started 1e-3 apart it was 1e-3; with other views it was 5e-3, or 2e-3 with an optimizer made anew.
+ORDER_OF_SUMS_SGD, IN_BFLOAT16, MADE_ANEW = 2e-3, 4e-3, 1e-3
 #: Trainings for a GPU: runs side by side, shape of the images, and how far weights may be apart, relative to them.
 ON_CUDA: dict[str, tuple[list[Run], tuple[int, int, int], float]] = {
     "C1/4 NE": ([_C1], COLOR, ORDER_OF_SUMS),
@@ -44,6 +60,11 @@ ON_CUDA: dict[str, tuple[list[Run], tuple[int, int, int], float]] = {
     "F1, clipped": ([replace(_F1, alpha=1.5, clip=1.0)], GRAY, 1e-4),
     "F1 side by side": (seeds(replace(_F1, alpha=2.0)), GRAY, 1e-4),
     "SGD, momentum": ([replace(_F1, optimizer="sgd", momentum=0.9, lr=0.05)], GRAY, 1e-4),
+    "ResNet8": ([RESNET8], COLOR, ORDER_OF_SUMS_SGD),
+    "ResNet8 NE": ([replace(RESNET8, alpha=1.5)], COLOR, ORDER_OF_SUMS_SGD),
+    "ResNet8 SmoothOut": ([replace(RESNET8, a=0.0375, noise_batch=50)], COLOR, ORDER_OF_SUMS_SGD),
+    "ResNet8 bfloat16": ([replace(RESNET8, precision="bfloat16")], COLOR, IN_BFLOAT16),
+    "ResNet8, optimizer made anew": ([replace(RESNET8, fresh_optimizer=True)], COLOR, MADE_ANEW),
 }  # fmt: skip
 #: Small ones for a CPU, of the same kinds, where recorded steps must be the ordinary ones to the bit.
 ON_A_CPU: dict[str, tuple[list[Run], tuple[int, int, int]]] = {
@@ -63,6 +84,13 @@ ON_A_CPU: dict[str, tuple[list[Run], tuple[int, int, int]]] = {
     "side by side, noise": (seeds(replace(_MLP, a=0.1, noise_batch=30)), DIGITS),
     "side by side, halved": (seeds(replace(_MLP, halve_at=2.25, stop_below=1e-9, lr=1e-2)), DIGITS),
     "SGD, momentum": ([replace(_MLP, optimizer="sgd", momentum=0.9, lr=0.05)], DIGITS),
+    "ResNet8": ([replace(RESNET8, batch_size=40, ghost_batch=10)], SMALL_COLOR),
+    "ResNet8 NE": ([replace(RESNET8, batch_size=40, ghost_batch=10, alpha=1.5)], SMALL_COLOR),
+    "ResNet8 SmoothOut": (
+        [replace(RESNET8, batch_size=40, ghost_batch=10, noise_batch=20, a=0.0375, fresh_optimizer=True)],
+        SMALL_COLOR,
+    ),
+    "Adam made anew": ([replace(_MLP, fresh_optimizer=True)], DIGITS),
     "schedule": ([replace(_MLP, lr_steps=((2, 1e-4), (4, 1e-2)))], DIGITS),
 }
 

@@ -1,5 +1,6 @@
 """The benchmark compares what it says: every step trains, and ratios are of steps of the same round."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import __main__ as shell
-from benchmarks import measuring, steps, trainings
+from benchmarks import measuring, plain, steps, trainings
+from nb_lib.lab.augmentation import PADDING, PLACES, VIEWS, Views
+from nb_lib.lab.data import Data, Split
 from nb_lib.lab.networks import build
+from nb_lib.lab.training_step import TrainingStep
 from nb_lib.noise_enhancement import noise_enhanced_loss
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -41,8 +45,8 @@ def test_the_naive_loop_puts_its_noise_on_and_off():
     def backward():
         moved.append((net.weight.detach() - before).abs().max())
 
-    steps._naive(net, backward)
-    assert 0.9 * steps._A < moved[0] <= 1.01 * steps._A
+    steps.naive_smoothout(net, backward)
+    assert 0.9 * steps.A < moved[0] <= 1.01 * steps.A
     torch.testing.assert_close(net.weight.detach(), before)
 
 
@@ -154,8 +158,9 @@ def test_a_box_in_which_scipy_comes_higher_says_so(monkeypatch):
     assert row["ours"] < row["theirs"]
 
 
-NAMED = ["network", "B", "precision", "seeds"]
+NAMED = ["network", "method", "B", "precision", "seeds"]
 NUMBERS = ["ours_per_s", "plain_per_s", "images_per_s", "plain_images_per_s", "ms", "ratio", "of_peak"]
+COLUMNS = [*NAMED, *NUMBERS[:-1], "views", "of_peak", "note"]
 
 
 @pytest.mark.slow
@@ -165,11 +170,14 @@ def test_trainings_are_timed_beside_a_plain_loop_and_the_peak(monkeypatch):
         trainings.Case("ne-f1", 4, updates=2),
         trainings.Case("ne-c1", 2, updates=1),
         trainings.Case("digits-mlp", 5, updates=3, seeds=10),
+        trainings.Case("resnet8", 4, updates=1, method="SmoothOut"),
     ]
     table = trainings.bench_training(CPU, rounds=2, chosen=chosen)
-    assert list(table) == [*NAMED, *NUMBERS, "note"]
-    assert list(table["network"]) == ["ne-f1", "ne-c1", "digits-mlp"]
-    assert list(table["seeds"]) == [1, 1, 10]
+    assert list(table) == COLUMNS
+    assert list(table["network"]) == ["ne-f1", "ne-c1", "digits-mlp", "resnet8"]
+    assert list(table["method"]) == ["NE", "NE", "NE", "SmoothOut"]
+    assert list(table["seeds"]) == [1, 1, 10, 1]
+    assert list(table["views"].isna()) == [True, True, True, False]
     numbers = table[NUMBERS].to_numpy()
     assert np.isfinite(numbers).all()
     assert (numbers > 0).all()
@@ -191,6 +199,9 @@ def test_a_cpu_is_asked_for_less_than_a_gpu(device, precisions, side_by_side):
     c1 = {(c.precision, c.batch_size) for c in alone if c.network == "ne-c1"}
     sizes = (100,) if device == "cpu" else (100, 1000, 5000)
     assert c1 == {(p, b) for p in precisions for b in sizes}
+    residual = {(c.network, c.batch_size, c.method, c.precision) for c in alone if c.network.startswith("resnet")}
+    network, size = ("resnet8", 256) if device == "cpu" else ("resnet44", 2048)
+    assert residual == {(network, size, method, p) for method in ("baseline", "SmoothOut") for p in precisions}
     if device == "cuda":
         assert min(c.updates for c in cases) >= 3, "graphs are recorded while warming up"
 
@@ -201,7 +212,9 @@ def test_a_short_bench_of_a_gpu_begins_with_what_says_most():
     assert f1 == set(product((100, 900, 5000), (1, 10), ("float32",)))
     c1 = {(c.batch_size, c.precision) for c in cases if c.network == "ne-c1"}
     assert c1 == set(product((100, 500, 5000), ("float32", "tf32", "bfloat16")))
-    assert len(cases) == 15
+    resnet = [(c.network, c.batch_size, c.method, c.precision) for c in cases[2:4]]
+    assert resnet == [("resnet44", 2048, method, "bfloat16") for method in ("baseline", "SmoothOut")]
+    assert len(cases) == 17
     assert min(c.updates for c in cases) >= 3
     assert cases[0] == trainings.Case("ne-f1", 900, cases[0].updates, seeds=10)
     operations = [c.updates * c.batch_size * trainings.flops_per_sample(c.network) for c in cases]
@@ -229,9 +242,9 @@ def test_no_case_is_begun_after_the_limit(monkeypatch, capsys):
     begun = table[["B", "seeds"]].to_numpy()
     assert begun.tolist() == [[2, 1], [2, 2], [3, 1]]  # after 0, 10 and 20 seconds
     left_out = [
-        "digits-mlp B=3 float32, 2 seeds",
-        "digits-mlp B=4 float32",
-        "digits-mlp B=4 float32, 2 seeds",
+        "digits-mlp NE B=3 float32, 2 seeds",
+        "digits-mlp NE B=4 float32",
+        "digits-mlp NE B=4 float32, 2 seeds",
     ]
     assert table.attrs["left_out"] == left_out
     assert capsys.readouterr().out == f"not begun within 25 s: {'; '.join(left_out)}\n"
@@ -278,6 +291,45 @@ def test_a_row_counts_the_updates_of_every_network_side_by_side():
     assert row["of_peak"] == pytest.approx(10 * 200 * trainings.flops_per_sample("ne-f1") / 2e10)
 
 
+def test_a_row_says_which_part_of_a_step_views_take_beyond_the_images():
+    case = trainings.Case("resnet8", 128, updates=4, method="baseline")
+    times = pd.DataFrame({"ours": [2.0, 20.0, 4.0], "plain": [1.0, 10.0, 2.0], "peak": 3 * [0.1]})
+    times["views"] = [0.5, 5.0, 1.0]
+    times["images"] = [0.2, 2.0, 0.4]
+    row = trainings._row(case, times, 1000)
+    assert row["views"] == pytest.approx(0.15)
+    assert row["images_per_s"] == pytest.approx(128), "without NE each image counts once"
+
+
+def test_a_residual_network_is_timed_by_its_protocol():
+    run = trainings.Case("resnet44", 2048, 3, "bfloat16", method="SmoothOut").run
+    assert (run.optimizer, run.momentum, run.weight_decay, run.clip) == ("sgd", 0.9, 1e-4, 5.0)
+    assert (run.augment, run.noise_batch, run.a, run.precision) == ("crop-flip", 128, 0.0375, "bfloat16")
+    assert run.scaled_lr_steps[0] == (0, pytest.approx(0.4))
+    assert trainings.Case("resnet44", 2048, 3, method="baseline").run.a == 0
+
+
+def test_the_readings_are_of_all_samples_in_the_parts_of_a_step(monkeypatch):
+    run = replace(trainings.Case("resnet8", 8, 2, method="SmoothOut").run, noise_batch=4)
+    x = torch.rand(16, 3, 8, 8)
+    y = torch.arange(16)  # so that a label says which image was read
+    seen = []
+
+    class Watched(trainings.Graphs):
+        def __call__(self, function, *arguments):
+            seen.append(super().__call__(function, *arguments))
+
+    monkeypatch.setattr(trainings, "Graphs", Watched)
+    for what, reading in trainings._readings(run, x, y).items():
+        seen.clear()
+        reading()
+        assert [len(labels) for _, labels in seen] == [4, 4, 4, 4]
+        images = torch.cat([part for part, _ in seen])
+        labels = torch.cat([part for _, part in seen])
+        assert sorted(labels.tolist()) == list(range(16))
+        assert torch.equal(images, x[labels]) == (what == "images")
+
+
 @pytest.mark.parametrize("network", ["digits-mlp", "ne-c1-quarter"])
 def test_the_plain_loop_computes_the_update_of_noise_enhancement(network):
     torch.manual_seed(0)
@@ -301,8 +353,9 @@ def test_the_plain_loop_trains_on_two_shuffles_of_all_samples(monkeypatch):
         seen[0].append(first)
         seen[1].append(second)
 
-    monkeypatch.setattr(trainings, "two_passes", watched)
-    trainings._plain(trainings.Case("digits-mlp", 4, updates=3), x, y)()
+    monkeypatch.setattr(plain, "two_passes", watched)
+    run = trainings.Case("digits-mlp", 4, updates=3).run
+    plain.noise_enhanced_loop(run, x, y)()
     orders = []
     for stream in seen:
         assert len(stream) == 3
@@ -317,13 +370,69 @@ def test_the_plain_loop_trains_on_two_shuffles_of_all_samples(monkeypatch):
 
 def test_the_plain_loop_moves_its_weights(monkeypatch):
     net = build("digits-mlp", (1, 8, 8), 10)
-    monkeypatch.setattr(trainings, "build", lambda *_, **__: net)
-    case = trainings.Case("digits-mlp", 4, updates=3)
-    epoch = trainings._plain(case, torch.rand(12, 1, 8, 8), torch.arange(12) % 10)
+    monkeypatch.setattr(plain, "build", lambda *_, **__: net)
+    run = trainings.Case("digits-mlp", 4, updates=3).run
+    epoch = plain.noise_enhanced_loop(run, torch.rand(12, 1, 8, 8), torch.arange(12) % 10)
     before = [p.detach().clone() for p in net.parameters()]
     epoch()
     for p, old in zip(net.parameters(), before, strict=True):
         assert not torch.equal(p, old)
+
+
+@pytest.mark.parametrize("clip", [1.0, 1e6])
+def test_the_plain_loop_of_a_residual_network_makes_our_updates(clip, monkeypatch):
+    """Three of them, of the same samples in the same order: ghost batches, weight decay, clipping and momentum."""
+    given = {"noise_batch": 6, "ghost_batch": 6, "lr": 0.01, "clip": clip}
+    run = replace(trainings.Case("resnet8", 12, 1, method="baseline").run, **given)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(12, 3, 8, 8, generator=generator)
+    y = torch.arange(12) % 10
+    ours = TrainingStep([run], Data("random", "random", tuple("0123456789"), Split(x, y), Split(x, y)))
+    ours.rates.set_lr(run.scaled_lr_steps[0][1])
+    net = build("resnet8", (3, 8, 8), 10)
+    net.load_state_dict(ours.model.state_dict())
+    before = [p.detach().clone() for p in net.parameters()]
+    monkeypatch.setattr(plain, "build", lambda *_, **__: net)
+    monkeypatch.setattr(plain, "crop_and_flip", lambda x: x)
+    monkeypatch.setattr(plain.torch, "randperm", lambda n, device: torch.arange(n, device=device))
+    epoch = plain.ghost_batch_loop(run, x, y)
+    middle = VIEWS * torch.arange(12) + 2 * (PLACES * PADDING + PADDING)  # the images themselves
+    for _ in range(3):
+        epoch()
+        ours(middle.view(1, 1, 12))
+    for p, q, old in zip(net.parameters(), ours.model.parameters(), before, strict=True):
+        apart = (p - q).norm()
+        assert apart < 1e-3 * (q - old).norm()
+
+
+def test_the_plain_loop_has_noise_of_its_own_for_each_ghost_batch(monkeypatch):
+    run = replace(trainings.Case("resnet8", 12, 1, method="SmoothOut").run, noise_batch=4)
+    perturbed = []
+
+    def watched(net, backward):
+        steps.naive_smoothout(net, backward)
+        perturbed.append([p.grad.abs().max() for p in net.parameters()])
+
+    monkeypatch.setattr(plain, "naive_smoothout", watched)
+    plain.ghost_batch_loop(run, torch.rand(24, 3, 8, 8), torch.arange(24) % 10)()
+    assert len(perturbed) == 2 * 3  # updates, parts of each
+    assert torch.tensor(perturbed).min() > 0
+
+
+def test_the_plain_crops_are_views_and_all_kinds_of_them():
+    torch.manual_seed(0)
+    x = torch.rand(3, 2, 6, 5)
+    split = Split(x, torch.arange(3))
+    views, _ = Views(split, (0.0,))[torch.arange(3 * VIEWS).view(3, VIEWS)]
+    found = []
+    for _ in range(500):
+        same = (views == plain.crop_and_flip(x)[:, None]).all(-1).all(-1).all(-1)
+        assert (same.sum(1) == 1).all()
+        found.append(same.int().argmax(1))
+    drawn = torch.stack(found)
+    for views_of_image in drawn.T:
+        assert len(views_of_image.unique()) > 0.9 * VIEWS
+    assert len((drawn % 2).unique(dim=0)) == 2**3, "each image is mirrored or not for itself"
 
 
 def test_operations_are_counted_as_by_hand():
@@ -333,12 +442,20 @@ def test_operations_are_counted_as_by_hand():
     c1 = 256 * 4 * 4 * 10
     for side, before, width in stacks:
         c1 += 9 * side**2 * (before + 2 * width) * width
+    first = 9 * 32**2 * 3 * 16
+    resnet44 = first + 64 * 10
+    for side, width, alike in ((32, 16, 14), (16, 32, 13), (8, 64, 13)):
+        resnet44 += alike * 9 * side**2 * width**2
+    for side, before, width in ((16, 16, 32), (8, 32, 64)):
+        resnet44 += (9 + 1) * side**2 * before * width  # with the shortcut's
+    resnet44 = 6 * resnet44 - 2 * first
     f1 = 6 * f1 - 2 * 784 * 500  # no gradient of the images
     c1 = 6 * c1 - 2 * 9 * 32**2 * 3 * 64
     assert f1 == pytest.approx(10.6e6, rel=1e-3)
     assert c1 == pytest.approx(1593e6, rel=1e-3)
     assert trainings.flops_per_sample("ne-f1") == pytest.approx(f1)
     assert trainings.flops_per_sample("ne-c1") == pytest.approx(c1)
+    assert trainings.flops_per_sample("resnet44") == pytest.approx(resnet44)
 
 
 def test_the_short_bench_prints_its_trainings(capsys, monkeypatch):

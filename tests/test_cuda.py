@@ -8,11 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded import COLOR, GRAY, ON_CUDA, ORDER_OF_SUMS, made, ordinary, seeds, trained, weights
+from recorded import (
+    COLOR,
+    GRAY,
+    ON_CUDA,
+    ORDER_OF_SUMS,
+    ORDER_OF_SUMS_SGD,
+    RESNET8,
+    made,
+    ordinary,
+    seeds,
+    trained,
+    weights,
+)
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
 from nb_lib.lab import tasks
+from nb_lib.lab.augmentation import VIEWS, Views
 from nb_lib.lab.device import precision
 from nb_lib.lab.provenance import device_name
 from nb_lib.lab.runs import Run
@@ -65,8 +78,19 @@ def test_a_dense_network_resumes_bit_for_bit(method, count, tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_a_convolutional_network_resumes_up_to_the_order_of_sums(tmp_path):
-    run = Run(network="smoothout-c1", batch_size=100, a=0.02, noise_batch=50, cutting="even", epochs=99)
+C1 = Run(network="smoothout-c1", batch_size=100, a=0.02, noise_batch=50, cutting="even", epochs=99)
+
+
+@pytest.mark.parametrize(
+    ("run", "tolerance"),
+    [
+        (C1, ORDER_OF_SUMS),
+        (replace(RESNET8, alpha=1.5), ORDER_OF_SUMS_SGD),
+        (replace(RESNET8, a=0.02, noise_batch=50, fresh_optimizer=True), ORDER_OF_SUMS_SGD),
+    ],
+    ids=["C1", "ResNet8 NE", "ResNet8 SmoothOut"],
+)
+def test_a_convolutional_network_resumes_up_to_the_order_of_sums(run, tolerance, tmp_path):
     data = made(250, COLOR, CUDA)
     whole = trained([run], data, 7)
     torch.save(trained([run], data, 4).state_dict(), tmp_path / "state")
@@ -74,7 +98,7 @@ def test_a_convolutional_network_resumes_up_to_the_order_of_sums(tmp_path):
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True, map_location="cpu"))
     for _ in range(3):
         resumed.train_epoch()
-    assert apart(weights(resumed), weights(whole)) < ORDER_OF_SUMS
+    assert apart(weights(resumed), weights(whole)) < tolerance
 
 
 def test_a_checkpoint_of_the_other_kind_of_device_is_refused():
@@ -143,6 +167,15 @@ def test_images_keep_their_order_in_memory_through_ghost_normalization():
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_views_are_those_of_the_cpu_and_lie_as_convolutions_read_them():
+    numbers = torch.arange(0, 50 * VIEWS, 7)
+    expected, labels = Views(made(50, COLOR, torch.device("cpu")).train, (0.5,))[numbers]
+    x, y = Views(made(50, COLOR, CUDA).train, (0.5,))[numbers.to(CUDA)]
+    assert torch.equal(x.cpu(), expected)
+    assert torch.equal(y.cpu(), labels)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_memory_after_ten_groups_is_back_where_it_was(tmp_path):
     def group(k):
         return seeds(Run(network="ne-f1", dataset="digits", batch_size=100 + k, alpha=1.5, epochs=5), 3)
@@ -184,4 +217,8 @@ def test_a_gray_data_set_needs_no_channels_last_and_one_of_colors_has_weights_so
     color, gray = made(50, COLOR, CUDA), made(50, GRAY, CUDA)
     c1 = Training([Run(network="ne-c1-quarter", batch_size=20, alpha=1.5)], color)
     assert c1.model[3].weight.is_contiguous(memory_format=torch.channels_last)
+    resnet = Training([replace(RESNET8, batch_size=20)], color)
+    for module in resnet.model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
     assert Training([Run(network="ne-f1", batch_size=20)], gray).model[1].weight.is_contiguous()
