@@ -37,31 +37,59 @@ def write_mnist(root, folder="MNIST", train=60, test=20):
 
 
 def write_cifar(root, name, monkeypatch):
-    """Small pickled batches in torchvision's layout, with the class's MD5 sums replaced by theirs."""
+    """Small pickled batches in torchvision's layout, with the class's MD5 sums replaced by theirs.
+
+    Those of CIFAR-100 have labels of two kinds, as published: of 100 fine classes and of the 20 that five make up.
+    """
     dataset = CIFAR[name]
-    key = "labels" if name == "cifar10" else "fine_labels"
     k = 10 if name == "cifar10" else 100
-    folder = root / dataset.base_folder
-    folder.mkdir(parents=True)
-
-    def dump(file, content):
-        stored = pickle.dumps(content)
-        (folder / file).write_bytes(stored)
-        return hashlib.md5(stored).hexdigest()
-
+    labels = list(range(k))
+    if name == "cifar10":
+        kinds = {"labels": labels}
+        classes = {}
+    else:
+        kinds = {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
+        classes = {"coarse_label_names": [f"coarse class {i}" for i in range(20)]}
+    classes[dataset.meta["key"]] = [f"class {i}" for i in labels]
+    (root / dataset.base_folder).mkdir(parents=True)
     arrays = {}
     for which in ("train_list", "test_list"):
-        images, sums = [], []
+        images = []
         for i, (file, _) in enumerate(getattr(dataset, which)):
             batch = pixels(k, 3072, seed=i + len(which))
             images.append(batch)
-            sums.append([file, dump(file, {"data": batch, key: list(range(k))})])
-        monkeypatch.setattr(dataset, which, sums)
+            content = {"data": batch, "batch_label": file, **kinds}
+            dump_cifar(root, name, file, content, monkeypatch)
         arrays[which] = np.concatenate(images).reshape(-1, 3, 32, 32)
-    classes = [f"class {i}" for i in range(k)]
-    md5 = dump(dataset.meta["filename"], {dataset.meta["key"]: classes})
-    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": md5})
+    dump_cifar(root, name, dataset.meta["filename"], classes, monkeypatch)
     return arrays
+
+
+def dump_cifar(root, name, file, content, monkeypatch):
+    """Pickle one of the files and have its MD5 sum be the one asked for."""
+    dataset = CIFAR[name]
+    stored = pickle.dumps(content)
+    path = root / dataset.base_folder / file
+    path.write_bytes(stored)
+    md5 = hashlib.md5(stored).hexdigest()
+    for which in ("train_list", "test_list"):
+        sums = dict(getattr(dataset, which))
+        if file in sums:
+            sums[file] = md5
+            monkeypatch.setattr(dataset, which, list(sums.items()))
+    if file == dataset.meta["filename"]:
+        monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": md5})
+
+
+def change_cifar(root, name, file, changes, monkeypatch):
+    """Change some entries of a file of `write_cifar`, so that its MD5 sum is still right; None takes one out."""
+    path = root / CIFAR[name].base_folder / file
+    content = pickle.loads(path.read_bytes())
+    for key, value in changes.items():
+        del content[key]
+        if value is not None:
+            content[key] = value
+    dump_cifar(root, name, file, content, monkeypatch)
 
 
 def write_folder(root, name="pets", *, classes=("cat", "dog"), n=(6, 3), size=(5, 4), kind="png", mode="RGB"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm, ghost_batch_norm_, part_sizes
 from nb_lib.lab.device import precision
+from nb_lib.lab.networks import build
 
 CASES = [
     # samples, group_size, minibatches, the groups that must come out
@@ -230,6 +231,26 @@ def test_conversion_in_place_keeps_everything_but_the_type() -> None:
     assert list(state) == list(values)
     assert all(torch.equal(state[name], values[name]) for name in values)
     assert {name: m.training for name, m in model.named_modules()} == modes
+
+
+@pytest.mark.parametrize(("minibatches", "sizes"), [(1, [8, 8, 6]), (2, [8, 3, 8, 3])])
+def test_a_residual_network_takes_each_ghost_batch_as_if_it_were_alone(minibatches, sizes) -> None:
+    shape = (2, 8, 8)
+    ghost = build("resnet8", shape, 5, group_size=8, minibatches=minibatches).double()
+    plain = build("resnet8", shape, 5, group_size=100).double()  # every pass is one group
+    x = random_images(22, *shape)
+    shares = random_images(22, 5)  # of each output in a loss
+    outputs = ghost(x)
+    (outputs * shares).sum().backward()
+    alone = []
+    for part, share in zip(x.split(sizes), shares.split(sizes), strict=True):
+        of_part = plain(part)
+        (of_part * share).sum().backward()
+        alone.append(of_part)
+    torch.testing.assert_close(outputs, torch.cat(alone), rtol=1e-10, atol=1e-10)
+    assert_same_statistics(ghost, plain)
+    for p, q in zip(ghost.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("n", [1, 7])

@@ -13,6 +13,7 @@ from nb_lib import landscape
 from nb_lib.errors import InputError
 from nb_lib.lab import networks
 from nb_lib.lab.data import Split
+from nb_lib.lab.outcome import evaluate
 from nb_lib.objective import Objective
 
 
@@ -183,6 +184,87 @@ def test_reestimated_statistics_are_those_of_the_training_data_everywhere(images
     for name, split in images.items():
         found = table[table["data"] == name][["loss", "accuracy"]].to_numpy()[0]
         np.testing.assert_allclose(found, by_hand(mixed, split), rtol=2e-5)
+
+
+def residual(seed):
+    """A residual network whose gains, shifts and statistics are not as they were initialized."""
+    model = networks.build("resnet8", (1, 8, 8), 10, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(50, 1, 8, 8, generator=generator)
+            model(1 + x)
+        for p in model.parameters():
+            if p.ndim == 1:
+                change = torch.randn(p.shape, generator=generator)
+                p.add_(0.3 * change)
+    return model.eval()
+
+
+def row_of(table, name, column, value):
+    """Loss and accuracy in the one row of that data and position."""
+    rows = table[(table["data"] == name) & (table[column] == value)]
+    [row] = rows[["loss", "accuracy"]].to_numpy()
+    return row
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_line_of_a_residual_network_is_the_network_moved_filter_by_filter(images, published):
+    model = residual(2)
+    both = objectives(model, images, batch_norm="stored")
+    train = both["train"]
+    d = landscape.filter_normalized_direction(train, seed=3, published=published)
+    parts = dict(zip(train.flat.names, train.tensors(d), strict=True))
+    for name, p in model.named_parameters():
+        along = rows_of(parts[name]).norm(dim=1)
+        own = rows_of(p.detach()).norm(dim=1)
+        moves = p.ndim > 1 or published
+        torch.testing.assert_close(along, own if moves else 0 * own, rtol=1e-5, atol=1e-7)
+    positions = [-1, 0, 0.5]
+    table = landscape.loss_line(both, d, positions, progress=False)
+    for t in positions:
+        moved = residual(2)
+        with torch.no_grad():
+            for name, p in moved.named_parameters():
+                p.add_(t * parts[name])
+        for name, split in images.items():
+            found = row_of(table, name, "x", t)
+            np.testing.assert_allclose(found, by_hand(moved, split), rtol=1e-5)
+
+
+def rows_of(tensor):
+    """Filters or neurons, one a row; gains, shifts and biases each by themselves."""
+    return tensor.reshape(len(tensor), -1)
+
+
+def test_where_a_residual_network_is_the_line_has_the_loss_that_it_is_evaluated_with(images):
+    model = residual(2)
+    both = objectives(model, images, batch_norm="stored")
+    d = landscape.filter_normalized_direction(both["train"])
+    table = landscape.loss_line(both, d, [0], progress=False)
+    for name, split in images.items():
+        losses, accuracies = evaluate(model, split, 1, "float32")
+        expected = [float(losses), float(accuracies)]
+        np.testing.assert_allclose(row_of(table, name, "x", 0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_norm", landscape.BETWEEN)
+def test_between_two_residual_networks_all_is_mixed_and_at_the_ends_are_they(images, batch_norm):
+    first, second = residual(0), residual(1)
+    train = images["train"]
+    positions = [0, 0.3, 1]
+    table = landscape.interpolate(first, second, images, positions, batch_norm=batch_norm, progress=False)
+    for t in positions:
+        mixed = residual(0)
+        state = mixed.state_dict()
+        for name, other in second.state_dict().items():
+            if other.is_floating_point():
+                state[name].mul_(1 - t).add_(other, alpha=t)
+        if batch_norm == "reestimated":  # as `Objective` does, which is tested elsewhere
+            mixed = Objective(mixed, train.x, train.y).model
+        for name, split in images.items():
+            found = row_of(table, name, "t", t)
+            np.testing.assert_allclose(found, by_hand(mixed, split), rtol=2e-5)
 
 
 def test_nothing_changes(images):

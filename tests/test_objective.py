@@ -1,16 +1,18 @@
 """The loss as a function of flat weights, against the network itself, dense derivatives and hand-written statistics."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, hessian
+from torch.func import functional_call, grad, hessian, jvp
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
 from nb_lib.lab.networks import build
+from nb_lib.lab.residual import ResidualBlock
 from nb_lib.objective import Objective, flattened
 from nb_lib.smoothout import SmoothOut
 
@@ -43,6 +45,14 @@ def convolutional() -> nn.Sequential:
         nn.Flatten,
         lambda: nn.Linear(3, CLASSES),
     )
+
+
+def residual() -> nn.Sequential:
+    """A residual network with gains, shifts and statistics of normalization that are not 0 and 1."""
+    return made(lambda: build("resnet8", (2, 8, 8), CLASSES, seed=1))[0]
+
+
+IMAGES = {convolutional: (2, 3, 3), residual: (2, 8, 8)}  # shapes of what the others than `dense` take
 
 
 def samples(*shape: int, dtype=torch.float64) -> tuple[Tensor, Tensor]:
@@ -184,10 +194,10 @@ def test_later_changes_of_the_network_do_not_matter() -> None:
 # ------------------------------------------------------------------------------------------- values and derivatives
 
 
-@pytest.mark.parametrize("make", [dense, convolutional], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [dense, convolutional, residual], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("chunk", [6, 100])
 def test_loss_and_accuracy_are_the_networks_own(make, chunk) -> None:
-    model, (x, y) = make(), samples(*((2, 3, 3) if make is convolutional else ()))
+    model, (x, y) = make(), samples(*IMAGES.get(make, ()))
     objective = Objective(model, x, y, batch_norm="stored", chunk=chunk)
     for w in (objective.weights, elsewhere(objective)):
         outputs = moved(model, objective, w)(x).detach()
@@ -198,11 +208,11 @@ def test_loss_and_accuracy_are_the_networks_own(make, chunk) -> None:
     assert torch.equal(model(x), moved(model, objective, objective.weights)(x))
 
 
-@pytest.mark.parametrize("make", [dense, convolutional], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [dense, convolutional, residual], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("include", ["all", "no-norm", "weights", lambda name, p: p.ndim == 1])
 @pytest.mark.parametrize("chunk", [6, 100])
 def test_gradient_is_autograds_on_the_network(make, include, chunk) -> None:
-    model, (x, y) = make(), samples(*((2, 3, 3) if make is convolutional else ()))
+    model, (x, y) = make(), samples(*IMAGES.get(make, ()))
     objective = Objective(model, x, y, include=include, chunk=chunk)
     w = elsewhere(objective)
     there = moved(model, objective, w)
@@ -218,8 +228,8 @@ def test_gradient_is_autograds_on_the_network(make, include, chunk) -> None:
     assert not gradient.requires_grad
 
 
-def dense_hessian(model: nn.Module, objective: Objective, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Hessian [n, n] by forward over reverse mode, of a function written from the network's own layers."""
+def as_function(model: nn.Module, objective: Objective, w: Tensor, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    """Loss as a function of flat weights, written from the network's own layers."""
     there = moved(model, objective, w)
     named = dict(there.named_parameters())
 
@@ -228,7 +238,7 @@ def dense_hessian(model: nn.Module, objective: Objective, w: Tensor, x: Tensor, 
         at = {name: part.view_as(named[name]) for name, part in zip(objective.flat.names, parts, strict=True)}
         return F.cross_entropy(functional_call(there, at, x), y)
 
-    return hessian(loss)(w)
+    return loss
 
 
 @pytest.mark.parametrize("include", ["all", "weights"])
@@ -237,11 +247,22 @@ def test_hessian_products_are_those_of_the_dense_hessian(include, chunk) -> None
     model, (x, y) = dense(), samples()
     objective = Objective(model, x, y, include=include, chunk=chunk)
     w = elsewhere(objective)
-    h = dense_hessian(model, objective, w, x, y)
+    h = hessian(as_function(model, objective, w, x, y))(w)  # forward over reverse mode
     product = objective.hessian_product(w)
     columns = torch.stack([product(e) for e in torch.eye(len(w), dtype=w.dtype)])
     torch.testing.assert_close(columns, h, rtol=1e-10, atol=1e-12)
     assert not columns.requires_grad
+
+
+@pytest.mark.parametrize("include", ["all", "weights"])
+@pytest.mark.parametrize("chunk", [6, 100])
+def test_hessian_products_of_a_residual_network_are_slopes_of_its_gradient(include, chunk) -> None:
+    model, (x, y) = residual(), samples(2, 8, 8)
+    objective = Objective(model, x, y, include=include, chunk=chunk)
+    w, v = elsewhere(objective), elsewhere(objective, 1, 1.0) - objective.weights
+    _, along = jvp(grad(as_function(model, objective, w, x, y)), (w,), (v,))
+    found = objective.hessian_product(w)(v)
+    torch.testing.assert_close(found, along, rtol=1e-9, atol=1e-9 * float(along.detach().abs().max()))
 
 
 @pytest.mark.parametrize("chunk", [6, 100])
@@ -257,11 +278,11 @@ def test_a_hessian_product_stays_where_it_was_made(chunk) -> None:
     assert torch.equal(product(2 * v), 2 * before)
 
 
-@pytest.mark.parametrize("make", [dense, lambda: dense(GhostBatchNorm), convolutional])
+@pytest.mark.parametrize("make", [dense, lambda: dense(GhostBatchNorm), convolutional, residual])
 @pytest.mark.parametrize("chunk", [1, 2, 7, 22])
 def test_nothing_depends_on_the_chunks(make, chunk) -> None:
     model = make()
-    x, y = samples(*((2, 3, 3) if isinstance(model[0], nn.Conv2d) else ()))
+    x, y = samples(*IMAGES.get(make, ()))
     whole, parts = Objective(model, x, y), Objective(model, x, y, chunk=chunk)
     w = elsewhere(whole)
     assert float(parts(w).loss) == pytest.approx(float(whole(w).loss), rel=1e-12)
@@ -271,9 +292,9 @@ def test_nothing_depends_on_the_chunks(make, chunk) -> None:
 
 
 @pytest.mark.parametrize("chunk", [6, 100])
-@pytest.mark.parametrize("make", [dense, convolutional], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [dense, convolutional, residual], ids=lambda make: make.__name__)
 def test_many_points_are_as_many_single_ones(make, chunk) -> None:
-    objective = Objective(make(), *samples(*((2, 3, 3) if make is convolutional else ())), chunk=chunk)
+    objective = Objective(make(), *samples(*IMAGES.get(make, ())), chunk=chunk)
     points = torch.stack([elsewhere(objective, seed, 0.5) for seed in range(5)])
     losses = [float(objective(w).loss) for w in points]
     accuracies = [float(objective(w).accuracy) for w in points]
@@ -421,31 +442,42 @@ def test_rows_are_filters_and_neurons() -> None:
 # ------------------------------------------------------------------------------------------------ batch normalization
 
 
-def by_hand(model: nn.Sequential, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Statistics of each normalization's inputs when those before it use theirs, written out in float64."""
-    found = []
-    for layer in model:
+Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
+
+
+def by_hand(layers: nn.Sequential, x: Tensor, found: Statistics) -> Tensor:
+    """Find mean and variance of each normalization's inputs when those before it use theirs, in float64."""
+    for layer in layers:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             flat = x.movedim(1, -1).reshape(-1, x.shape[1])
             mean = flat.sum(0) / len(flat)
             var = ((flat - mean) ** 2).sum(0) / (len(flat) - 1)
-            found.append((mean, var))
+            found[layer] = mean, var
             shape = (1, -1, *(1,) * (x.ndim - 2))
             x = (x - mean.view(shape)) / (var.view(shape) + layer.eps).sqrt()
             x = x * layer.weight.view(shape) + layer.bias.view(shape)
+        elif isinstance(layer, ResidualBlock):
+            rest = by_hand(layer.residual, x, found)
+            x = (by_hand(layer.shortcut, x, found) + rest).clamp(min=0)
         else:
             x = layer(x)
-    return found
+    return x
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 100])
-@pytest.mark.parametrize("make", [dense, lambda: dense(lambda n: GhostBatchNorm(n, 4, minibatches=2)), convolutional])
+@pytest.mark.parametrize(
+    "make", [dense, lambda: dense(lambda n: GhostBatchNorm(n, 4, minibatches=2)), convolutional, residual]
+)
 def test_statistics_become_those_of_all_samples_layer_by_layer(make, chunk) -> None:
     model = make()
-    x, y = samples(*((2, 3, 3) if isinstance(model[0], nn.Conv2d) else ()))
+    x, y = samples(*IMAGES.get(make, ()))
     objective = Objective(model, x, y, chunk=chunk)
-    layers = [m for m in objective.model if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for layer, (mean, var) in zip(layers, by_hand(model, x), strict=True):
+    layers = [m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    expected: Statistics = {}
+    outputs = by_hand(objective.model, x, expected)
+    assert float(objective.start.loss) == pytest.approx(float(F.cross_entropy(outputs.detach(), y)), rel=1e-12)
+    assert set(expected) == set(layers)
+    for layer, (mean, var) in expected.items():
         torch.testing.assert_close(layer.running_mean, mean, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(layer.running_var, var, rtol=1e-12, atol=1e-14)
         assert not layer.training
@@ -473,13 +505,16 @@ def test_stored_statistics_are_left() -> None:
         assert torch.equal(dict(objective.model.named_buffers())[name], buffer)
 
 
-def test_the_papers_ghost_normalized_network_can_be_measured() -> None:
-    model = build("smoothout-f1", (1, 6, 6), 10, seed=1, minibatches=2).eval()
+@pytest.mark.parametrize("name", ["smoothout-f1", "resnet8"])
+def test_the_papers_ghost_normalized_networks_can_be_measured(name) -> None:
+    model = build(name, (1, 6, 6), 10, seed=1, minibatches=2).eval()
     x = torch.rand(31, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     objective = Objective(model, x, torch.arange(31) % 10, chunk=7)
-    (mean, var), *_ = by_hand(model, x)
-    torch.testing.assert_close(objective.model[2].running_mean, mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(objective.model[2].running_var, var, rtol=1e-4, atol=1e-6)
+    expected: Statistics = {}
+    by_hand(objective.model, x, expected)
+    for layer, (mean, var) in expected.items():
+        torch.testing.assert_close(layer.running_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.running_var, var, rtol=1e-4, atol=1e-5)
     assert objective.start.loss < 20
 
 

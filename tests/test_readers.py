@@ -10,6 +10,7 @@ import torch
 from made_data import (
     CIFAR,
     IDX,
+    change_cifar,
     empty,
     entries,
     garbage,
@@ -84,6 +85,19 @@ def test_missing_data_name_the_file_and_both_remedies(name, root):
     assert entries(root) == []
 
 
+CIFAR_FILES = [("cifar10", file) for file in ("data_batch_3", "test_batch", "batches.meta")]
+CIFAR_FILES += [("cifar100", file) for file in ("train", "test", "meta")]
+
+
+@pytest.mark.parametrize(("name", "file"), CIFAR_FILES)
+def test_a_missing_file_of_cifar_is_named(root, monkeypatch, name, file):
+    write_cifar(root, name, monkeypatch)
+    path = root / CIFAR[name].base_folder / file
+    path.unlink()
+    with pytest.raises(InputError, match=f"{name} is incomplete, {re.escape(str(path))} is missing: .*{REMEDIES}"):
+        load(name, root=root)
+
+
 def test_one_missing_file_is_named(root):
     write_mnist(root)
     path = root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
@@ -132,21 +146,70 @@ class Exploit:
         return mark, ()
 
 
-@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
-def test_damaged_cifar_is_refused_before_it_is_unpickled(root, monkeypatch, file):
-    write_cifar(root, "cifar10", monkeypatch)
-    assert len(load("cifar10", root=root).train) == 50
-    path = root / "cifar-10-batches-py" / file
+@pytest.mark.parametrize(("name", "file"), CIFAR_FILES)
+def test_damaged_cifar_is_refused_before_it_is_unpickled(root, monkeypatch, name, file):
+    write_cifar(root, name, monkeypatch)
+    assert len(load(name, root=root).train) in (50, 100)
+    path = root / CIFAR[name].base_folder / file
+    whole = path.read_bytes()
     path.write_bytes(pickle.dumps(Exploit()))
     pickle.loads(path.read_bytes())
     assert UNPICKLED.pop() == "mark"  # it would work
-    message = f"{re.escape(str(path.parent))} is damaged: delete it and load 'cifar10' with download=True"
+    message = f"{re.escape(str(path.parent))} is damaged: delete it and load '{name}' with download=True"
     with pytest.raises(InputError, match=message):
-        load("cifar10", root=root)
+        load(name, root=root)
     assert not UNPICKLED
-    truncated(path)
-    with pytest.raises(InputError, match=message):
-        load("cifar10", root=root)
+    for damage in (truncated, empty, garbage):
+        path.write_bytes(whole)
+        damage(path)
+        with pytest.raises(InputError, match=message):
+            load(name, root=root)
+
+
+@pytest.mark.parametrize("file", ["train", "test"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fine_labels": [*range(99), 100]},
+        {"fine_labels": [*range(99), -1]},
+        {"fine_labels": list(range(99))},
+        {"fine_labels": [*range(100), 0]},
+        {"fine_labels": None},
+        {"data": pixels(99, 3072)},
+        {"data": pixels(100, 28 * 28)},
+        {"data": pixels(0, 3072), "fine_labels": []},
+        {"data": None},
+    ],
+)
+def test_what_does_not_fit_together_in_cifar100_is_refused_whatever_its_sum(root, monkeypatch, file, changes):
+    write_cifar(root, "cifar100", monkeypatch)
+    change_cifar(root, "cifar100", file, {}, monkeypatch)
+    assert load("cifar100", root=root).test.y.tolist() == list(range(100))  # with its sum taken anew it is good
+    change_cifar(root, "cifar100", file, changes, monkeypatch)
+    with pytest.raises(InputError, match="cifar-100-python is damaged: delete it and load 'cifar100' with download"):
+        load("cifar100", root=root)
+
+
+@pytest.mark.parametrize("classes", [None, [], [f"class {i}" for i in range(99)]])
+def test_cifar100_without_the_names_of_all_classes_is_refused(root, monkeypatch, classes):
+    write_cifar(root, "cifar100", monkeypatch)
+    change_cifar(root, "cifar100", "meta", {"fine_label_names": classes}, monkeypatch)
+    with pytest.raises(InputError, match="cifar-100-python is damaged"):
+        load("cifar100", root=root)
+
+
+def test_cifar100_is_read_with_its_fine_labels_and_their_names_in_the_order_of_the_file(root, monkeypatch):
+    write_cifar(root, "cifar100", monkeypatch)
+    fine = [(37 * i + 5) % 100 for i in range(100)]
+    names = [f"fine {chr(97 + i % 26)}{i}" for i in range(100)]
+    for file in ("train", "test"):
+        coarse = [label // 5 for label in fine]
+        change_cifar(root, "cifar100", file, {"fine_labels": fine, "coarse_labels": coarse}, monkeypatch)
+    change_cifar(root, "cifar100", "meta", {"fine_label_names": names}, monkeypatch)
+    loaded = load("cifar100", root=root)
+    assert loaded.variant == "torchvision's CIFAR-100"
+    assert loaded.classes == tuple(names)
+    assert loaded.train.y.tolist() == loaded.test.y.tolist() == fine
 
 
 @pytest.mark.parametrize("name", list(DATASETS)[1:])

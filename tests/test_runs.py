@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import multiprocessing
@@ -38,7 +39,11 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"alpha": "1.5"}, "alpha must be of type float, not '1.5'"),
         ({"a": -0.1}, "noise strength a must be a finite number of at least 0"),
         ({"network": "ne-f2"}, "unknown network 'ne-f2': did you mean 'ne-f1'"),
+        ({"network": "resnet21"}, "unknown network 'resnet21': did you mean 'resnet44'"),
         ({"dataset": "fashionmnist"}, "did you mean 'fashion-mnist'"),
+        ({"augment": "crop-filp"}, "unknown augmentation 'crop-filp': did you mean 'crop-flip'"),
+        ({"augment": "crop-flip "}, "unknown augmentation"),
+        ({"augment": None}, "augment must be of type str, not None"),
         ({"optimizer": "adamw"}, "did you mean 'adam'"),
         ({"perturb": "no norm"}, "did you mean 'no-norm'"),
         ({"lr_scaling": "squareroot"}, "unknown learning-rate scaling"),
@@ -53,6 +58,7 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"batch_size": None}, "batch_size must be of type int"),
         ({"batch_size": True}, "batch_size must be of type int"),
         ({"adaptive": 1}, "adaptive must be of type bool"),
+        ({"fresh_optimizer": 1}, "fresh_optimizer must be of type bool"),
         ({"lr": 0.0}, "lr must be a positive finite number"),
         ({"lr": math.nan}, "lr must be a positive"),
         ({"clip": -5}, "clip must be a positive"),
@@ -90,6 +96,7 @@ def test_a_key_depends_on_the_content_alone():
     others |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "clip": 5.0, "seed": 3}
     others |= {"lr_scaling": "sqrt", "lr_reference": 256, "lr_steps": ((1, 0.1),), "halve_at": 0.01}
     others |= {"stop_below": 0.001, "epochs": 7, "precision": "bfloat16", "cutting": "even"}
+    others |= {"augment": "crop-flip", "fresh_optimizer": True}
     assert all(others[f.name] != f.default for f in dataclasses.fields(Run))  # every field is tried
     keys = {Run(**{name: value}).key for name, value in others.items()}
     assert len(keys | {Run().key}) == len(others) + 1
@@ -98,6 +105,39 @@ def test_a_key_depends_on_the_content_alone():
 def test_the_key_of_a_stored_run_never_changes():
     assert Run().key == "44136fa355b3678a"  # the hash of no content: defaults do not enter
     assert Run(network="ne-f1", dataset="fashion-mnist", batch_size=2000, alpha=1.5, seed=3).key == "2737076a506e4271"
+    augmented = Run(network="resnet44", dataset="cifar10", augment="crop-flip", fresh_optimizer=True)
+    assert augmented.key == "240000ab0cbd9c6b"
+
+
+def test_the_key_of_every_record_of_the_book_is_the_hash_of_what_it_stored():
+    """Whatever fields are younger than the record."""
+    defaults = json.loads(json.dumps(Run().to_dict()))
+    lines = [line for file in BOOK.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert lines
+    for line in lines:
+        stored = json.loads(line)["run"]
+        chosen = {name: value for name, value in stored.items() if value != defaults[name]}
+        text = json.dumps(chosen, sort_keys=True)
+        assert Record.from_json(line).run.key == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_record_from_before_there_was_augmentation_has_none():
+    old = json.loads(record().to_json())
+    del old["run"]["augment"]
+    del old["run"]["fresh_optimizer"]
+    run = Record.from_json(json.dumps(old)).run
+    assert (run.augment, run.fresh_optimizer) == ("none", False)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet44", "resnet1202"])
+def test_a_residual_run_of_any_depth_survives_json(name):
+    fields = {"network": name, "augment": "crop-flip", "fresh_optimizer": True, "lr_steps": ((162, 0.01), (244, 1e-3))}
+    run = Run(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, clip=5, noise_batch=128, **fields)
+    again = Run.from_dict(json.loads(json.dumps(run.to_dict())))
+    assert again == run
+    assert again.key == run.key
+    kept = record(run)
+    assert Record.from_json(kept.to_json()) == kept
 
 
 @pytest.mark.parametrize(
@@ -283,3 +323,8 @@ def test_concurrent_writers_and_a_reader_always_see_whole_records(tmp_path):
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert len(RunStore(tmp_path)) == 6
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_of_several_rates_from_one_epoch_on_the_last_counts():
+    run = Run(lr=1.0, lr_steps=((5, 0.1), (2, 0.3), (5, 0.01)))
+    assert run.scaled_lr_steps == ((0, 1.0), (2, 0.3), (5, 0.1), (5, 0.01))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nb_lib.errors import InputError
+from nb_lib.ghost_batch_norm import GhostBatchNorm
 from nb_lib.lab.networks import build
 from nb_lib.smoothout import SmoothOut
 
@@ -306,6 +307,33 @@ def test_include_says_which_parameters_are_perturbed(convnet, include, moved, ki
     noise = draw(SmoothOut(model, 0.1, **include, **kind))
     assert {name for name, theta in noise.items() if theta.any()} == moved
     assert all((noise[name] != 0).double().mean() > 0.99 for name in moved), "every entry of them"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_residual_network_is_perturbed_but_for_its_normalization_and_comes_back(kind):
+    model = build("resnet8", (3, 8, 8), 10, seed=2)
+    before = bits(model)
+    norms = {name for name, module in model.named_modules() if isinstance(module, GhostBatchNorm)}
+    assert len(norms) == 1 + 2 + 3 + 3
+    smooth = SmoothOut(model, 0.1, **kind)
+    for name, theta in draw(smooth).items():
+        owner = name.rpartition(".")[0]
+        weight = model.get_parameter(name).detach().double()
+        if owner in norms:
+            assert not theta.any()
+        elif kind["adaptive"]:
+            lengths = rows_of(theta).norm(dim=1)  # of filters, neurons, and the dense layer's biases
+            of_weights = rows_of(weight).norm(dim=1)
+            torch.testing.assert_close(lengths, 0.1 * of_weights, rtol=1e-4, atol=1e-7)
+        else:
+            variance = 1.0 if kind["distribution"] == "normal" else 1 / 3
+            ratio = float(theta.square().mean()) / (0.01 * variance)
+            assert ratio == pytest.approx(1, abs=7 / theta.numel() ** 0.5)
+    x = torch.ones(6, 3, 8, 8)
+    for _ in range(3):
+        with smooth.perturbed():
+            model(x).sum().backward()
+        assert same(bits(model), before)
 
 
 def test_frozen_parameters_stay_where_they_are(convnet):

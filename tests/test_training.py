@@ -15,8 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nb_lib import papers
 from nb_lib.errors import InputError
 from nb_lib.lab import networks
+from nb_lib.lab.augmentation import draw_views
 from nb_lib.lab.data import Data, Split, epoch_indices
 from nb_lib.lab.runs import Run
 from nb_lib.lab.setup import seed_for
@@ -45,22 +47,84 @@ def model_of(run: Run, data, minibatches: int = 1) -> torch.nn.Module:
     )
 
 
-def by_hand(run: Run, gradients) -> torch.Tensor:
+def by_hand(run: Run, gradients, model: torch.nn.Module | None = None) -> torch.Tensor:
     """Ordinary PyTorch: model, shuffled epochs, optimizer; `gradients(model, x, y)` fills in .grad."""
     data = load_for(run)
-    model = model_of(run, data)
-    if run.optimizer == "adam":
-        optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, fused=True)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum, fused=True)
+    x, y = data.train.x, data.train.y
+    n = len(y)
+    model = model or model_of(run, data)
+    optimizer = new_optimizer(run, model)
     generator = torch.Generator().manual_seed(seed_for(run, "order"))
-    for _ in range(run.epochs):
-        streams = 2 if run.alpha > 1 else 1
-        for index in epoch_indices(len(data.train), run.batch_size, streams=streams, generator=generator):
+    streams = 2 if run.alpha > 1 else 1
+    for epoch in range(run.epochs):
+        if run.fresh_optimizer:
+            optimizer = new_optimizer(run, model)
+        [group] = optimizer.param_groups
+        group["lr"] = rate_in(run, epoch)
+        [shuffle] = epoch_indices(n, n, streams=streams, generator=generator)
+        augmented = run.augment == "crop-flip"
+        views = draw_views(shuffle, generator) if augmented else shuffle
+        batches = [part.split(run.batch_size, dim=1) for part in (shuffle, views)]
+        for index, views_of_batch in zip(*batches, strict=True):
+            images = seen(x, views_of_batch) if augmented else x[index]
             optimizer.zero_grad()
-            gradients(model, data.train.x[index], data.train.y[index])
+            gradients(model, images, y[index])
+            if run.clip:
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip)
+                assert norm > run.clip, "this one would not be clipped"
             optimizer.step()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def new_optimizer(run: Run, model: torch.nn.Module) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if run.optimizer == "adam":
+        return torch.optim.Adam(parameters, weight_decay=run.weight_decay, fused=True)
+    return torch.optim.SGD(parameters, momentum=run.momentum, weight_decay=run.weight_decay, fused=True)
+
+
+def rate_in(run: Run, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0: of the last drop before it, times (B / reference)^power."""
+    rate = run.lr
+    for start, lower in run.lr_steps:
+        if epoch >= start:
+            rate = lower
+    powers = {"none": 0, "sqrt": 0.5, "linear": 1}
+    power = powers[run.lr_scaling]
+    return rate * (run.batch_size / run.lr_reference) ** power
+
+
+def seen(x: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    """Images [..., C, H, W] of the views [...], one after the other: padded, cropped, mirrored.
+
+    Their channels are innermost, which decides how convolutions round.
+    """
+    height, width = x.shape[-2:]
+    images = []
+    for number in views.flatten().tolist():
+        image, view = divmod(number, 162)
+        place, mirrored = divmod(view, 2)
+        top, left = divmod(place, 9)
+        padded = F.pad(x[image], (4, 4, 4, 4), value=127 / 255)
+        crop = padded[:, top : top + height, left : left + width]
+        if mirrored:
+            crop = crop.flip(-1)
+        images.append(crop.movedim(0, -1))
+    return torch.stack(images).unflatten(0, views.shape).movedim(-1, -3)
+
+
+def plainly_normalized(run: Run) -> torch.nn.Module:
+    """The run's network, with torch's own batch normalization in the place of that of ghost batches."""
+    model = model_of(run, load_for(run))
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, networks.GhostBatchNorm):
+            plain = torch.nn.BatchNorm2d(layer.num_features)
+            model.set_submodule(name, plain)
+    return model
+
+
+def plain_gradients(model, x, y) -> None:
+    F.cross_entropy(model(x[0]), y[0]).backward()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +165,92 @@ def test_a_smoothout_run_is_algorithm_1():
                     p.copy_(w - run.lr * g)
     explicit = torch.cat([p.detach().flatten() for p in model.parameters()])
     torch.testing.assert_close(weights(finished(run)), explicit, rtol=1e-6, atol=1e-7)
+
+
+# ResNet44's protocol in the small: 100 digits in batches of 40, 40 and 20
+RESNET = Run(
+    network="resnet8",
+    train_size=100,
+    augment="crop-flip",
+    batch_size=40,
+    optimizer="sgd",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    lr_scaling="sqrt",
+    lr_steps=((1, 0.01), (3, 0.001)),
+    clip=0.3,
+    epochs=4,
+)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {},
+        {"lr_scaling": "linear", "lr_reference": 20},
+        {"fresh_optimizer": True},
+        {"optimizer": "adam", "lr": 0.01, "fresh_optimizer": True},
+        {"augment": "none"},
+    ],
+    ids=["published", "linear", "fresh", "fresh adam", "not augmented"],
+)
+def test_residual_networks_train_bitwise_as_a_plain_loop(option):
+    run = replace(RESNET, **option)
+    plain = by_hand(run, plain_gradients, plainly_normalized(run))
+    assert torch.equal(weights(finished(run)), plain)
+
+
+@pytest.mark.parametrize("method", [{"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adam"}])
+def test_an_optimizer_remembers_unless_it_is_made_anew_every_epoch(method):
+    run = replace(SMALL, lr=0.01, epochs=3, **method)
+    fresh = replace(run, fresh_optimizer=True)
+    for each in (run, fresh):
+        assert torch.equal(weights(finished(each)), by_hand(each, plain_gradients))
+    assert not torch.allclose(weights(finished(run)), weights(finished(fresh)), rtol=1e-3)
+    first, of_fresh = (finished(replace(each, epochs=1)) for each in (run, fresh))
+    assert torch.equal(weights(first), weights(of_fresh)), "the first epoch is fresh for both"
+
+
+@pytest.mark.parametrize("noise", [{"a": 0.02}, {"a": 0.15, "adaptive": True, "distribution": "normal"}])
+def test_noise_per_ghost_batch_is_the_authors_loop_with_momentum_clipping_and_augmentation(noise):
+    """Each batch in B // size chunks: new noise, a forward and a backward pass for each, then one clipped step."""
+    run = replace(RESNET, noise_batch=16, ghost_batch=16, cutting="even", **noise)
+    model = plainly_normalized(run)
+    smooth = SmoothOut(model, seed=seed_for(run, "noise"), **noise)
+
+    def chunk_by_chunk(model, x, y):
+        [images], [labels] = x, y
+        chunks = 40 // 16
+        for some, of_some in zip(images.chunk(chunks), labels.chunk(chunks), strict=True):
+            share = len(some) / len(images)
+            with smooth.perturbed():
+                loss = F.cross_entropy(model(some), of_some)
+                (loss * share).backward()
+
+    assert torch.equal(weights(finished(run)), by_hand(run, chunk_by_chunk, model))
+
+
+def test_noise_enhancement_of_augmented_ghost_batches_is_equation_6_group_by_group():
+    run = replace(RESNET, alpha=1.5, ghost_batch=16, epochs=2)
+    model = plainly_normalized(run)
+
+    def group_by_group(model, x, y):
+        for images, labels, coefficient in zip(x, y, (1.5, -0.5), strict=True):
+            for some, of_some in zip(images.split(16), labels.split(16), strict=True):
+                share = coefficient * len(some) / len(images)
+                loss = F.cross_entropy(model(some), of_some)
+                (share * loss).backward()
+
+    start = weights(Training([run], load_for(run)))
+    training = finished(run)
+    by_groups = by_hand(run, group_by_group, model)
+    apart = weights(training) - by_groups
+    way = by_groups - start
+    assert apart.norm() < 1e-4 * way.norm()
+    statistics = dict(training.model.named_buffers())
+    for name, expected in model.named_buffers():
+        torch.testing.assert_close(statistics[name], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_noise_per_ghost_batch_averages_over_as_many_draws_and_keeps_the_mean_gradient():
@@ -162,6 +312,9 @@ def test_a_seed_gives_the_same_bits_and_another_seed_others(method):
     assert not torch.equal(weights(finished(replace(run, seed=1))), first)
 
 
+RESIDUAL = {"network": "resnet8", "augment": "crop-flip", "optimizer": "sgd", "lr": 0.05, "train_size": 120}
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -170,6 +323,10 @@ def test_a_seed_gives_the_same_bits_and_another_seed_others(method):
         {"a": 0.1},
         {"a": 0.1, "adaptive": True},
         {"network": "smoothout-c1", "batch_size": 125, "a": 0.02},
+        {"optimizer": "adam", "fresh_optimizer": True},
+        {**RESIDUAL, "momentum": 0.9, "clip": 5.0},
+        {**RESIDUAL, "momentum": 0.9, "fresh_optimizer": True, "a": 0.02, "noise_batch": 30},
+        {**RESIDUAL, "fresh_optimizer": True, "alpha": 1.5, "a": 0.2, "adaptive": True},
     ],
 )
 def test_resuming_from_a_checkpoint_is_bitwise_an_uninterrupted_run(method, tmp_path, monkeypatch):
@@ -286,6 +443,39 @@ def test_learning_rates_follow_the_epoch_schedule_and_the_batch_scaling():
     rates = [point["lr"] for point in train(run, progress=False).curve]
     assert rates == pytest.approx([0.2, 0.02, 0.02, 1.0])
     assert replace(run, lr_scaling="linear").scaled_lr_steps[0] == (0, pytest.approx(0.4))
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 2), ("linear", 4)])
+@pytest.mark.parametrize("times", [1, 2], ids=["", "longer"])
+def test_every_update_is_taken_with_the_scaled_rate_of_its_epoch(scaling, factor, times):
+    steps = ((times, 0.01), (2 * times, 0.001), (3 * times, 1e-4))
+    run = replace(SMALL, optimizer="sgd", lr=0.1, lr_steps=steps, lr_scaling=scaling, lr_reference=15, epochs=4 * times)
+    training = Training([run], load_for(run))
+    taken = []
+
+    def note(optimizer, *_):
+        [group] = optimizer.param_groups
+        taken.append(group["lr"])
+
+    training.step.optimizer.register_step_post_hook(note)
+    [record] = training.finish(progress=False)
+    updates = 5 * times  # at each rate
+    expected = [factor * rate for rate in (0.1, 0.01, 0.001, 1e-4) for _ in range(updates)]
+    assert taken == pytest.approx(expected)
+    for epoch, rate in run.scaled_lr_steps:
+        assert taken[5 * epoch] == rate
+    for point in record.curve:
+        last = 5 * point["epoch"] - 1
+        assert point["lr"] == taken[last]
+
+
+def test_training_longer_of_table_2_doubles_the_epochs_of_every_rate():
+    grid = papers.grid("smoothout-table2-cifar100", seeds=1)
+    by_length = {run.epochs: run for run in grid if run.lr_scaling == "sqrt"}
+    short, long = by_length[200], by_length[400]
+    for epoch in range(200):
+        rate = rate_in(short, epoch)
+        assert rate_in(long, 2 * epoch) == rate_in(long, 2 * epoch + 1) == rate
 
 
 def test_clipping_bounds_the_step():

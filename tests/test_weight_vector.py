@@ -83,7 +83,7 @@ def test_parameters_lie_in_work_as_normalization_weights_biases(include) -> None
 
 
 @pytest.mark.parametrize("include", SELECTIONS)
-@pytest.mark.parametrize("name", ["ne-c1-quarter", "smoothout-c1", "smoothout-f1"])
+@pytest.mark.parametrize("name", ["ne-c1-quarter", "smoothout-c1", "smoothout-f1", "resnet8"])
 def test_gains_and_shifts_are_aligned_as_cudnn_reads_them(name, include) -> None:
     model = build(name, (3, 32, 32), 10)  # ten biases at its end
     FlatParameters(model, include)
@@ -233,6 +233,34 @@ def test_every_row_is_one_filter_one_neuron_or_one_bias(include) -> None:
         expected += list(p.flatten(1) if p.ndim > 1 else p.view(-1, 1))
     rows = [row for matrix in flat.rows(flat.work) for row in matrix]
     assert [row.tolist() for row in rows] == [row.tolist() for row in expected]
+
+
+@pytest.mark.parametrize("include", SELECTIONS)
+def test_rows_of_a_residual_network_are_its_filters_also_those_of_shortcuts(include) -> None:
+    model = build("resnet8", (3, 8, 8), 10)
+    before = values(model)
+    flat = FlatParameters(model, include)
+    assert_lives_in(flat, model)
+    assert same(values(model), before)
+    matrices = flat.rows(flat.work)
+    filters = {
+        16: 32,  # the shortcut from 16 to 32 channels
+        3 * 9: 16,
+        32: 64,
+        64: 10,  # the dense layer
+        16 * 9: 16 + 16 + 32,
+        32 * 9: 32 + 64,
+        64 * 9: 64,
+    }
+    singles = {"weights": [], "no-norm": [10], "all": [2 * (16 + 2 * 16 + 3 * 32 + 3 * 64), 10]}[include]
+    assert {m.shape[1]: m.shape[0] for m in matrices if m.shape[1] > 1} == filters
+    assert [m.shape[0] for m in matrices if m.shape[1] == 1] == singles
+    rows = [row.tolist() for matrix in matrices for row in matrix]
+    expected = []
+    for name in flat.names:
+        p = before[name]
+        expected += p.flatten(1).tolist() if p.ndim > 1 else p[:, None].tolist()
+    assert rows == expected
 
 
 def test_rows_of_any_vector_are_views_of_it() -> None:

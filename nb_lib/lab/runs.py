@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import NoneType, UnionType
 from typing import Any, get_args
 
@@ -167,7 +168,8 @@ class Run:
     def scaled_lr_steps(self) -> LrSteps:
         """The learning rates and the epochs they start at, scaled for the batch size."""
         factor = (self.batch_size / self.lr_reference) ** names.LR_SCALINGS[self.lr_scaling]
-        return tuple((epoch, lr * factor) for epoch, lr in [(0, self.lr), *sorted(self.lr_steps)])
+        in_order = sorted(self.lr_steps, key=itemgetter(0))  # of several in one epoch the last counts
+        return tuple((epoch, lr * factor) for epoch, lr in [(0, self.lr), *in_order])
 
 
 def _as_declared(f: "dataclasses.Field[Any]", value: Any) -> Any:
