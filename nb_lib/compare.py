@@ -17,7 +17,7 @@ from nb_lib.errors import InputError, known
 from nb_lib.lab.recorded import Cells, Variety, all_of, answers, by_cell, command
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import frame
-from nb_lib.papers import GRIDS, METHOD, grid
+from nb_lib.papers import GRIDS, METHOD, grid, method_in_words
 from nb_lib.protocols import LONGEST, SCALES
 
 _REPEATS = 10  # of NE's experiments; SmoothOut's standard deviations are taken as they are: it does not say of how many
@@ -135,16 +135,7 @@ def _method(table: str, cell: Cell) -> str:
     """A published cell's method in words."""
     if table.startswith("ne"):
         return f"α = {cell['alpha']:g}, B = {cell['batch_size']}"
-    words = [f"B = {cell['batch_size']}"]
-    if cell["a"] == 0:
-        words.append("baseline")
-    else:
-        words.append("AdaSmoothOut" if cell["adaptive"] else "SmoothOut")
-        words.append(f"a = {cell['a']:g}")
-    if cell["distribution"] == "normal":
-        words.append("normal noise")
-    if not cell["denoise"]:
-        words.append("not taken off")
+    words = [f"B = {cell['batch_size']}", method_in_words(cell)]
     if not math.isnan(cell["epochs"]):
         words += [cell["dataset"], f"{cell['epochs']:g} epochs", cell["lr_scaling"]]
     return ", ".join(words)

@@ -6,7 +6,7 @@ what the scales are, stands in `nb_lib.protocols`, whose names are offered here 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "Size",
     "grid",
     "matching",
+    "method_in_words",
     "overview",
     "protocol",
 ]
@@ -215,6 +216,23 @@ def _cut(run: Fields) -> Fields:
     if run["batch_size"] > run.get("noise_batch", math.inf):
         return run
     return {name: value for name, value in run.items() if name != "cutting"}
+
+
+def method_in_words(fields: Mapping[Any, Any]) -> str:
+    """Name the method of SmoothOut's paper that these fields of a run say, with what is not the usual of it.
+
+    >>> method_in_words({"a": 0.025, "adaptive": False, "distribution": "normal", "denoise": True})
+    'SmoothOut, a = 0.025, normal noise'
+    """
+    if fields["a"] == 0:
+        return "baseline"
+    name = "AdaSmoothOut" if fields["adaptive"] else "SmoothOut"
+    words = [name, f"a = {fields['a']:g}"]
+    if fields["distribution"] == "normal":
+        words.append("normal noise")
+    if not fields["denoise"]:
+        words.append("not taken off")
+    return ", ".join(words)
 
 
 def overview() -> list[dict[str, Any]]:

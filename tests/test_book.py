@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
+from nb_lib.lab.names import check_network
 from nb_lib.page.explore import MAX_BYTES
 
 pytestmark = pytest.mark.book
@@ -187,8 +188,10 @@ def test_names_on_the_notation_page_exist():
     assert names
     for name in names:
         resolve_name(f"nb_lib.{name}")
-    networks = resolve_name("nb_lib.lab.names.NETWORKS")
-    assert {name for name in networks if "-" in name} >= set(re.findall(r"`((?:ne|smoothout)-\w+)`", text))
+    networks = re.findall(r"`((?:ne|smoothout)-[\w-]+|resnet\d+)`", text)
+    assert {"ne-f1", "smoothout-c3", "resnet44", "resnet8"} <= set(networks)
+    for name in networks:
+        check_network(name)
 
 
 def test_results_have_one_key_in_nbval_and_in_the_build():

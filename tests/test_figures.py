@@ -1,8 +1,9 @@
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from nb_lib.page import figures
+from nb_lib.page import figures, run_figures
 from nb_lib.page.figures import COLORS
 
 
@@ -76,3 +77,34 @@ def test_a_band_runs_along_its_upper_edge_and_back_along_the_lower_one(figure):
     assert list(zip(band.x, band.y, strict=True)) == [(0, 4), (1, 5), (1, 3), (0, 2)]
     assert band.fillcolor == "rgba(213,94,0,0.18)"
     assert not band.showlegend
+
+
+def curves(loss: float, **of: object) -> pd.DataFrame:
+    """As of a profiled network: a loss at two places, and an accuracy of half of it."""
+    of = {"alpha": 1.0, "a": 0.0, "adaptive": False, "batch_size": 16, "data": "train", "seed": 0} | of
+    return pd.DataFrame({"x": [0.0, 0.1], "loss": [loss, 2 * loss], "accuracy": [loss / 2, loss], **of})
+
+
+def test_profiles_are_means_over_seeds_with_bands_to_the_lowest_and_the_highest():
+    table = pd.concat([curves(1.0), curves(3.0, seed=1), curves(5.0, seed=2)])
+    band, line = run_figures.profiles(table, y="loss", titles=("x", "loss")).data
+    assert list(line.x) == [0, 0.1]
+    assert list(line.y) == [3, 6]
+    assert list(zip(band.x, band.y, strict=True)) == [(0, 5), (0.1, 10), (0.1, 2), (0, 1)]
+    assert line.name == "SGD (3 seeds)"
+    percent = run_figures.profiles(table, y="accuracy", titles=("x", "accuracy, %"), scale=100).data[1]
+    assert list(percent.y) == [150, 300]
+
+
+def test_lines_of_profiles_are_named_by_what_differs_and_told_apart():
+    batches = pd.concat([curves(1, data="test", batch_size=128), curves(1, batch_size=128), curves(1, data="test")])
+    lines = run_figures.profiles(pd.concat([batches, curves(1)]), y="loss", titles=("x", "loss")).data[1::2]
+    assert [line.name for line in lines] == [
+        "SGD, B = 16, train (1 seed)", "SGD, B = 16, test (1 seed)",
+        "SGD, B = 128, train (1 seed)", "SGD, B = 128, test (1 seed)",
+    ]  # fmt: skip
+    assert len({line.line.dash for line in lines}) == 4
+    pair = pd.concat([curves(1), curves(1, a=0.15, adaptive=True)])
+    lines = run_figures.profiles(pair, y="loss", titles=("x", "loss")).data[1::2]
+    assert [line.name for line in lines] == ["SGD (1 seed)", "AdaSmoothOut (1 seed)"]
+    assert [line.line.color for line in lines] == [COLORS["SGD"], COLORS["AdaSmoothOut"]]

@@ -39,6 +39,15 @@ def test_in_words_says_each_difference_with_its_interval_and_what_it_means():
     ]
 
 
+def test_in_words_says_where_there_is_no_interval_or_no_pair():
+    table = runs(plain=[1.0, 2.0], once=[1.5])
+    table.loc[len(table)] = ["elsewhere", 7, 1.0]
+    assert in_words(table, "method", "loss", baseline="plain", label="{}:").splitlines() == [
+        "elsewhere: has no seed in common with plain",
+        "once: +0.5, without an interval (1 seed)",
+    ]
+
+
 def test_in_words_without_other_groups_says_nothing():
     assert in_words(runs(plain=[1.0, 2.0]), "method", "loss", baseline="plain", label="{}") == ""
 

@@ -106,6 +106,22 @@ def test_an_unknown_name_comes_with_the_nearest_known_one(name, value, near):
         check(**{name: value})
 
 
+def test_residual_networks_of_any_depth_are_accepted():
+    check(network="resnet44")
+    check(network="resnet8")
+    with pytest.raises(InputError, match="did you mean 'resnet44'"):
+        check(network="resnet45")
+
+
+def test_the_chapter_on_smoothout_trains_grids_of_table_1_only():
+    check("smoothout_experiments", grid="smoothout-table1-c3")
+    check(grid="smoothout-table4-resnet44")
+    with pytest.raises(InputError) as error:
+        check("smoothout_experiments", grid="smoothout-table4-resnet44")
+    names = "smoothout-table1-f1, smoothout-table1-c1, smoothout-table1-c3"
+    assert str(error.value) == f"grid must be one of Table I's, {names}, not 'smoothout-table4-resnet44'."
+
+
 def test_none_is_a_value_only_where_a_notebook_says_so():
     check("compare", scale=None)
     check("ne_experiments", seeds=None, store=None, budget=None, scheduler=None, dataset=None)

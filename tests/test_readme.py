@@ -16,6 +16,7 @@ from shared import NOT_FOR_TRAINING
 
 from nb_lib import papers
 from nb_lib.__main__ import main
+from nb_lib.profiles import load_profiles
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 LOCAL, SSH, SLURM, MEASURE, *SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
@@ -130,6 +131,18 @@ def test_the_commands_that_spend_a_time_run(tmp_path, capsys):
     assert main([where.get(word, word) for word in sweep] + ["--scale", "tiny", "--seeds", "1"]) == 0
     assert main([where.get(word, word) for word in merge]) == 0
     assert re.search(r"digits_mlp.jsonl: \d+ records", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_commands_that_keep_curves_run(tmp_path, capsys):
+    block = re.search(r"a file of curves, without the weights:.*?```sh\n(.*?)```", README, flags=re.S)[1]
+    sweep, profile = (line.split()[3:] for line in block.replace("\\\n", "").splitlines())
+    file = tmp_path / "profiles.json"
+    where = {"small": "tiny", "results/": str(tmp_path / "store"), "book/data/resnet_profiles.json": str(file)}
+    assert main([where.get(word, word) for word in sweep] + ["--seeds", "1"]) == 0
+    assert main([where.get(word, word) for word in profile] + ["--samples", "100"]) == 0
+    assert f"{file}: 3 profiles" in capsys.readouterr().out  # baseline at both batch sizes, AdaSmoothOut at the larger
+    assert {(one.run.batch_size, one.run.a) for one in load_profiles(file)} == {(20, 0), (100, 0), (100, 0.15)}
 
 
 @pytest.mark.parametrize("budget", ["8x", "-3m", "m", "nan"])

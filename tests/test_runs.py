@@ -16,7 +16,7 @@ from nb_lib.errors import InputError
 from nb_lib.lab import files
 from nb_lib.lab.files import write_atomically
 from nb_lib.lab.runs import Record, Run
-from nb_lib.lab.store import RunStore, frame, merge, read_lines, write_lines
+from nb_lib.lab.store import RunStore, frame, load_records, merge, read_lines, write_lines
 
 BOOK = Path(__file__).parents[1] / "book" / "data"
 
@@ -328,3 +328,12 @@ def test_concurrent_writers_and_a_reader_always_see_whole_records(tmp_path):
 def test_of_several_rates_from_one_epoch_on_the_last_counts():
     run = Run(lr=1.0, lr_steps=((5, 0.1), (2, 0.3), (5, 0.01)))
     assert run.scaled_lr_steps == ((0, 1.0), (2, 0.3), (5, 0.1), (5, 0.01))
+
+
+def test_other_files_in_the_folder_of_a_store_are_left_alone(tmp_path):
+    store = RunStore(tmp_path)
+    kept = record()
+    store.save(kept)
+    (tmp_path / "resnet_profiles.json").write_text("[\n\n]\n")
+    assert len(store) == 1
+    assert load_records(tmp_path) == [kept]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what only lists or merges records shall not wait until thes
 
 Source = str | os.PathLike[str]  # a store, or a file of JSON lines
 
+_RECORDS = f"{16 * '[0-9a-f]'}.json"  # named by the keys of their runs; other files in the folder are left alone
 _CURVE_FIELDS = ("network", "dataset", "batch_size", "alpha", "a", "adaptive", "seed")
 
 
@@ -43,10 +44,10 @@ class RunStore:
         return self.path(run).exists()
 
     def __len__(self) -> int:
-        return len(list(self.folder.glob("*.json")))
+        return len(list(self.folder.glob(_RECORDS)))
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_read, sorted(self.folder.glob("*.json")))
+        return map(_read, sorted(self.folder.glob(_RECORDS)))
 
     def save(self, record: Record) -> None:
         """Keep a record; it is on the disk, whole, when this returns."""

@@ -1,17 +1,12 @@
-"""The methods of one experiment beside each other: their accuracies, and what each gains over one of them.
-
->>> row = {"a": 0.025, "adaptive": False, "distribution": "normal", "denoise": True}
->>> method_in_words(pd.Series(row))
-'SmoothOut, a = 0.025, normal noise'
-"""
+"""The methods of one experiment beside each other: their accuracies, and what each gains over one of them."""
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
 from nb_lib.page.intervals import in_words, with_error
+from nb_lib.papers import method_in_words
 
 #: What differs between rows of a published table beside the method; methods are compared where it is the same.
 SETTING = ["batch_size", "epochs_limit", "lr_scaling"]
@@ -40,9 +35,9 @@ def show_methods(results: pd.DataFrame, over: str = "baseline") -> None:
 def by_setting(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Runs of one batch size, length and scaling of the learning rate at a time, with these in words.
 
-    The runs have a column more, `method` (see `method_in_words`), whose values are in the order of the rows.
+    The runs have a column more, `method` (see `papers.method_in_words`), whose values are in the order of the rows.
     """
-    words = [method_in_words(row) for _, row in results.iterrows()]
+    words = [method_in_words(row) for row in results.to_dict("records")]
     named = results.assign(method=words)
     for (B, epochs, scaling), rows in named.groupby(SETTING, sort=False):
         setting = f"B = {B}, {epochs} epochs"
@@ -51,19 +46,6 @@ def by_setting(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         order = rows["method"].unique()
         ordered = pd.Categorical(rows["method"], order)
         yield setting, rows.assign(method=ordered)
-
-
-def method_in_words(row: "pd.Series[Any]") -> str:
-    """Name SmoothOut's method of one row of `lab.store.frame`, with what is not the usual of it."""
-    if row["a"] == 0:
-        return "baseline"
-    name = "AdaSmoothOut" if row["adaptive"] else "SmoothOut"
-    words = [name, f"a = {row['a']:g}"]
-    if row["distribution"] != "uniform":
-        words.append(f"{row['distribution']} noise")
-    if not row["denoise"]:
-        words.append("not taken off")
-    return ", ".join(words)
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,8 @@ def profiled(path: str | Path, name: str, scale: str) -> Iterator[pd.DataFrame]:
         print(f"{train} --keep-weights")
         print(f"python -m nb_lib profile {name} --scale {scale} --store results/ --into {into}")
     for variety, alike in found.items():
-        print(f"{heading}:\n{_origin(variety, alike)}")
+        origin = _origin(variety, alike)
+        print(f"{heading}:\n{origin}")
         yield table(alike)
 
 
@@ -47,12 +48,13 @@ def rises(curves: pd.DataFrame, curve: str, at: float) -> pd.DataFrame:
     """
     sides = [at] if curve == "noise" else [-at, at]
     places = [0, *sides]
-    of_kind = curves[curves["curve"] == curve]
-    named = with_method(of_kind)
+    is_meant = curves["curve"] == curve
+    named = with_method(curves[is_meant])
     rows = []
     for network, points in named.groupby(_FIELDS, sort=False):
         ordered = points.sort_values("x")
-        loss, *aside = np.interp(places, ordered["x"], ordered["loss"])
+        x = ordered["x"]
+        loss, *aside = np.interp(places, x, ordered["loss"])
         rise = np.mean(aside) - loss
         rows.append([*network, loss, rise])
     return pd.DataFrame(rows, columns=[*_FIELDS, "loss", "rise"])
@@ -63,16 +65,18 @@ def show_rises(curves: pd.DataFrame, curve: str, at: float, *, by: str, baseline
     place = f"a = {at:g}" if curve == "noise" else f"x = ±{at:g}"
     found = rises(curves, curve, at)
     for data in ("train", "test"):
-        rows = found[found["data"] == data]
+        is_of = found["data"] == data
+        rows = found[is_of]
         cells = rows.groupby(by, sort=False)
         loss = with_error(cells["loss"], digits=3)
         rise = with_error(cells["rise"], digits=3)
         seeds = cells["seed"].nunique()
         columns = {"loss": loss, f"rise to {place}": rise, "seeds": seeds}
         summary = pd.DataFrame(columns)
+        compared = flatter(rows, by, baseline)
         print(f"\n{data} loss, nats")
         print(summary.to_string())
-        print(flatter(rows, by, baseline))
+        print(compared)
     print()
 
 
@@ -84,7 +88,8 @@ def flatter(rows: pd.DataFrame, by: str, baseline: float | str) -> str:
     label = _IN_WORDS[by]
     plain = label.format(baseline)
     start = f"rise of {label} less that of {plain}:"
-    lines = [in_words(rows, by, "rise", baseline=baseline, label=start, number="+.3f", unit="nats")]
+    said = in_words(rows, by, "rise", baseline=baseline, label=start, number="+.3f", unit="nats")
+    lines = [said]
     differences = paired(rows, by, "rise", baseline=baseline)
     for found in differences.to_dict("records"):
         other = label.format(found[by])
@@ -105,13 +110,17 @@ def _by_variety(profiles: list[Profile], name: str, scale: str) -> dict[Variety,
     found: dict[Variety, list[Any]] = {}
     for cell in grid(name, scale, seeds=1):
         for variety, alike in answers(cell, cells).items():
-            found.setdefault(variety, []).extend(alike)
+            there = found.setdefault(variety, [])
+            there.extend(alike)
     return found
 
 
 def _origin(variety: Variety, profiles: list[Profile]) -> str:
-    many = "1 network" if len(profiles) == 1 else f"{len(profiles)} networks"
-    devices = all_of(one.provenance["device"] for one in profiles)
-    commits = all_of(one.provenance["commit"] for one in profiles)
-    words = filter(None, variety)
-    return ", ".join([*words, f"{many} profiled on {devices}", f"commit {commits}"])
+    n = len(profiles)
+    many = "1 network" if n == 1 else f"{n} networks"
+    origins = [one.provenance for one in profiles]
+    devices = all_of(origin["device"] for origin in origins)
+    commits = all_of(origin["commit"] for origin in origins)
+    known = filter(None, variety)
+    words = [*known, f"{many} profiled on {devices}", f"commit {commits}"]
+    return ", ".join(words)
