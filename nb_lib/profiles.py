@@ -24,6 +24,7 @@ from nb_lib.objective import Objective
 
 POSITIONS = tuple(np.linspace(-0.5, 0.5, 21).round(3).tolist())
 STRENGTHS = tuple(np.linspace(0, 0.06, 7).round(3).tolist())
+SAMPLES, DRAWS = 1_000, 6
 _CURVES = ("line", "noise")
 _FIELDS = ("network", "dataset", "batch_size", "alpha", "a", "adaptive", "distribution", "denoise", "seed")
 _NUMBERS = ("x", "loss", "loss_error", "accuracy", "accuracy_error")
@@ -44,8 +45,8 @@ def profile(
     *,
     positions: Sequence[float] = POSITIONS,
     strengths: Sequence[float] = STRENGTHS,
-    samples: int = 1_000,
-    draws: int = 6,
+    samples: int = SAMPLES,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure loss and accuracy of a trained network on a line through it, and under weight noise.
@@ -90,15 +91,18 @@ def profile(
     parts = [line.assign(curve="line")]
     for name, one in objectives.items():
         noise = noise_sensitivity(one, strengths, draws=draws, seed=seed).frame
-        parts.append(noise.rename(columns={"a": "x"}).assign(curve="noise", data=name))
+        noise = noise.rename(columns={"a": "x"})
+        parts.append(noise.assign(curve="noise", data=name))
     return pd.concat(parts, ignore_index=True)[["curve", "data", *_NUMBERS]]
 
 
-def profile_of(run: Run, model: nn.Module, data: Data, **how: Any) -> Profile:
+def profile_of(
+    run: Run, model: nn.Module, data: Data, *, samples: int = SAMPLES, draws: int = DRAWS, **places: Sequence[float]
+) -> Profile:
     """The profile of the network of a run; its direction and noise are those of the run's seed."""
-    curves = profile(model, data, seed=run.seed, **how)
-    origin = {"dataset_variant": data.variant, **provenance(data.device)}
-    return Profile(run, curves, origin)
+    curves = profile(model, data, samples=samples, draws=draws, seed=run.seed, **places)
+    how = {"samples": samples, "draws": draws}
+    return Profile(run, curves, {"dataset_variant": data.variant, **how, **provenance(data.device)})
 
 
 def save_profiles(profiles: Iterable[Profile], path: str | Path) -> int:

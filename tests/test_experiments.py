@@ -179,7 +179,7 @@ def parabolas(run: Run, curvature: float) -> Profile:
         for factor, data in ((2, "test"), (1, "train")):
             columns = {"curve": curve, "data": data, "x": x, "loss": factor * loss, "loss_error": np.nan}
             parts.append(pd.DataFrame(columns | {"accuracy": 0.5, "accuracy_error": np.nan}))
-    origin = {"dataset_variant": "made", "device": "a device", "commit": "c0ffee"}
+    origin = {"dataset_variant": "made", "samples": 1000, "draws": 6, "device": "a device", "commit": "c0ffee"}
     return Profile(run, pd.concat(parts, ignore_index=True), origin)
 
 
@@ -199,7 +199,7 @@ def test_profiles_of_an_experiment_are_announced_with_their_origin(file, capsys)
     assert set(curves["a"]) == {0, 0.15}
     said = capsys.readouterr().out
     assert said.startswith(title("smoothout-fig5-resnet44", "small"))
-    assert "made, float32, 6 networks profiled on a device, commit c0ffee" in said
+    assert "made, float32, 6 networks profiled on a device, the first 1,000 images of each set, 6 draws" in said
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -122,5 +122,8 @@ def _origin(variety: Variety, profiles: list[Profile]) -> str:
     devices = all_of(origin["device"] for origin in origins)
     commits = all_of(origin["commit"] for origin in origins)
     known = filter(None, variety)
-    words = [*known, f"{many} profiled on {devices}", f"commit {commits}"]
+    samples = all_of(f"{origin['samples']:,}" for origin in origins)
+    draws = all_of(str(origin["draws"]) for origin in origins)
+    how = f"the first {samples} images of each set, {draws} draws of the noise"
+    words = [*known, f"{many} profiled on {devices}", how, f"commit {commits}"]
     return ", ".join(words)
