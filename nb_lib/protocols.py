@@ -110,6 +110,7 @@ _PLAIN_DIGITS = _FEW_DIGITS | {"network": "resnet8", "valid_size": 300, "inputs"
 _TINY_RESNET = Size(
     "ResNet8 on 600 of the embedded digits, 6 epochs",
     batch_sizes=(20, 100),
+    seeds=2,
     fields=_PLAIN_DIGITS | regime(6) | _in_parts_of(20),
 )
 _CIFAR100 = {"dataset": "cifar100", **_TRAINED_LONGER}
