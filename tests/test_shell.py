@@ -126,12 +126,19 @@ def test_in_another_projects_repository_the_commit_is_not_that_projects(tmp_path
     shutil.copytree(ROOT / "nb_lib", tmp_path / "environment" / "nb_lib")
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "environment" / "nb_lib" / "lab" / "provenance.py"))
     monkeypatch.delenv("NB_LIB_COMMIT", raising=False)
-    assert provenance.commit() == "unknown"
+    commit = provenance.commit.__wrapped__  # asked anew each time
+    assert commit() == "unknown"
     monkeypatch.setenv("NB_LIB_COMMIT", "given")
-    assert provenance.commit() == "given"
+    assert commit() == "given"
     for command in (["add", "environment"], ["commit", "-q", "-m", "ours"]):
         subprocess.run([*git, *command], check=True)
-    assert re.fullmatch("[0-9a-f]{12}", provenance.commit())
+    assert re.fullmatch("[0-9a-f]{12}", commit())
+
+
+def test_the_commit_is_that_of_the_code_which_the_process_has_loaded(monkeypatch):
+    first = provenance.commit()
+    monkeypatch.setattr(provenance, "_git", lambda *_: "what the tree has moved on to")
+    assert provenance.commit() == first
 
 
 LOADED = """

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
+@cache
 def commit() -> str:
-    """Commit of the source tree, with ``+changes`` if it has uncommitted ones; without git $NB_LIB_COMMIT."""
+    """Commit of the source tree, with ``+changes`` if it has uncommitted ones; without git $NB_LIB_COMMIT.
+
+    As it was when this process asked first: the tree may move on while what it has loaded stays.
+    """
     try:
         # in some other project's repository git would answer with that project's commit
         _git("ls-files", "--error-unmatch", Path(__file__).name)

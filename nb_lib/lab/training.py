@@ -29,7 +29,7 @@ from nb_lib.lab.data import Data, Split, epoch_indices
 from nb_lib.lab.device import hidden, initial_random_state, precision, random_state
 from nb_lib.lab.graphs import own_stream
 from nb_lib.lab.outcome import ending, evaluate, thinned
-from nb_lib.lab.provenance import provenance
+from nb_lib.lab.provenance import commit, provenance
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.setup import channels_last, load_for, minibatches, seed_for, side_by_side, trained
 from nb_lib.lab.stacked import unstack
@@ -88,6 +88,7 @@ class Training:
         run, n = runs[0], len(data.train)
         if run.batch_size > n:
             raise InputError(f"batch_size {run.batch_size} is larger than the training set ({n} samples).")
+        commit()  # of the code that trains now, not of what the tree has at the end
         self.runs = list(runs)
         self.run = run
         self.n = n
