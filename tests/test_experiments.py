@@ -199,7 +199,9 @@ def test_profiles_of_an_experiment_are_announced_with_their_origin(file, capsys)
     assert set(curves["a"]) == {0, 0.15}
     said = capsys.readouterr().out
     assert said.startswith(title("smoothout-fig5-resnet44", "small"))
-    assert "made, float32, 6 networks profiled on a device, the first 1,000 images of each set, 6 draws" in said
+    in_one_line = " ".join(said.split())
+    assert "made, float32, 6 networks profiled on a device, the first 1,000 images of each set, 6 draws" in in_one_line
+    assert max(map(len, said.splitlines())) <= 84, "as wide as the column of a page"
 
 
 @pytest.mark.parametrize("there", [True, False])

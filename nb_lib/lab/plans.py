@@ -41,7 +41,7 @@ class Step:
 _JPEG = "folder:cifar10"  # the copy of CIFAR-10 that the recorded runs were made on
 #: What is missing most, in the order in which a GPU's minutes tell most: F1 of both papers first, which is cheap, then
 #: a first look at ResNet44 and C1, the tables of SmoothOut on C1, the published gain that is large against its spread,
-#: and a whole figure.
+#: a whole figure, and SmoothOut's variants on ResNet44.
 NEXT = (
     Step("ne-table2-f1"),
     Step("ne-table3-f1", precision="tf32"),
@@ -52,6 +52,9 @@ NEXT = (
     Step("smoothout-table3-c1", dataset=_JPEG, precision="tf32"),
     Step("ne-table2-c1", seeds=4, alphas=(1, 1.5), dataset=_JPEG, precision="bfloat16"),
     Step("ne-fig2-f1", seeds=5, precision="tf32"),
+    Step("smoothout-table5-resnet44", seeds=1, dataset=_JPEG, precision="bfloat16"),
+    Step("smoothout-table4-resnet44", seeds=1, dataset=_JPEG, precision="bfloat16"),
+    Step("smoothout-table3-resnet44", seeds=1, dataset=_JPEG, precision="bfloat16"),
 )
 
 

@@ -1,5 +1,6 @@
 """What the chapters on the papers' experiments share: train or read one, and show what is recorded of others."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore, Source, frame, load_records
 from nb_lib.lab.sweeps import sweep
 from nb_lib.papers import GRIDS
+
+_COLUMN = 84  # characters of a line on a page
 
 
 def train_or_read(runs: Sequence[Run], store: RunStore | Source | None, *, train: bool, **how: Any) -> list[Record]:
@@ -38,6 +41,11 @@ def described(name: str, scale: str) -> str:
     return f"{title(name, scale)}\n({size.doc})"
 
 
+def wrapped(text: str) -> str:
+    """Lay out a text in lines that fit a page's column."""
+    return textwrap.fill(text, _COLUMN, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def varieties(records: Iterable[Record], name: str, scale: str, *, converged: bool = False) -> Iterator[pd.DataFrame]:
     """Print what is recorded of an experiment, and yield a table of each variety of the data (see `recorded`).
 
@@ -52,6 +60,6 @@ def varieties(records: Iterable[Record], name: str, scale: str, *, converged: bo
         if converged:
             alike = [record for record in alike if record.status == "converged"]
             origin = f"{origin}; {len(alike)} converged"
-        print(f"{heading}:\n{origin}")
+        print(f"{heading}:\n{wrapped(origin)}")
         if alike:
             yield frame(alike)

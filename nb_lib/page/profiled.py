@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nb_lib.lab.recorded import Variety, all_of, answers, by_cell, command
-from nb_lib.page.experiments import described
+from nb_lib.page.experiments import described, wrapped
 from nb_lib.page.intervals import in_words, paired, with_error
 from nb_lib.page.run_figures import with_method
 from nb_lib.papers import grid
@@ -36,7 +36,7 @@ def profiled(path: str | Path, name: str, scale: str) -> Iterator[pd.DataFrame]:
         print(f"python -m nb_lib profile {name} --scale {scale} --store results/ --into {into}")
     for variety, alike in found.items():
         origin = _origin(variety, alike)
-        print(f"{heading}:\n{origin}")
+        print(f"{heading}:\n{wrapped(origin)}")
         yield table(alike)
 
 
