@@ -96,8 +96,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     names = "names from `grids`, or beginnings of several (ne-table2), in the order in which to train them"
     add("grids", nargs="+", metavar="GRID", help=f"{names}; next: what is missing most")
-    add("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
-    add("--seeds", type=int, help="[the scale's]")
+    _add_choice(parser)
     add("--store", required=True, help=_STORE)
     add("--budget", type=_seconds, metavar="TIME", help="be done after this long, the account included: 90s, 8m, 2h")
     add("--have", nargs="+", default=[], metavar="FILE", help="JSON lines, or stores, of runs that count as done")
@@ -105,8 +104,6 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers shall train")
     add("--measure", action="store_true", help="also measure every trained network (slow)")
     add("--keep-weights", action="store_true", help="also keep the trained weights")
-    for name, example in (("dataset", "folder:cifar10"), ("precision", "tf32"), ("valid-size", "5000")):
-        add(f"--{name}", type=_value, metavar="V", help=f"another than the protocol's, e.g. {example}")
     _add_place(parser)
     parser.set_defaults(command=_sweep)
 
@@ -114,14 +111,21 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("grids", nargs="+", metavar="GRID", help="names from `grids`, trained with `sweep --keep-weights`")
-    add("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
+    _add_choice(parser)
     add("--store", required=True, help="folder of records and weights; runs without weights are left out")
     add("--into", required=True, metavar="FILE", help="JSON of profiles; those of other runs stay in it")
     add("--samples", type=int, default=1_000, help="most samples of each split [1000]")
-    for name in ("dataset", "precision", "valid-size"):
-        add(f"--{name}", type=_value, metavar="V", help="as for the sweep")
     _add_place(parser)
     parser.set_defaults(command=_profile, scheduler=None)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add what says which runs of a grid are meant."""
+    add = parser.add_argument
+    add("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
+    add("--seeds", type=int, help="[the scale's]")
+    for name, example in (("dataset", "folder:cifar10"), ("precision", "tf32"), ("valid-size", "5000")):
+        add(f"--{name}", type=_value, metavar="V", help=f"another than the protocol's, e.g. {example}")
 
 
 def _seconds(text: str) -> float:
@@ -175,7 +179,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    named = plan(options.grids, options.scale, seeds=options.seeds, **_given(options))
+    named = _chosen(options)
     from nb_lib.lab.sweeps import sweep
     from nb_lib.measures import measures
 
@@ -217,27 +221,29 @@ def _print_cells(records: list[Record]) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    named = plan(options.grids, options.scale, **_given(options))
+    named = _chosen(options)
     weights = store.RunStore(options.store)
     runs = [run for run in dict.fromkeys(chain.from_iterable(named.values())) if weights.weights(run).exists()]
     if not runs:
         raise InputError(f"no weights of these runs in {options.store}: train them with sweep --keep-weights.")
     from tqdm.auto import tqdm
 
-    from nb_lib.lab.setup import load_for, trained
+    from nb_lib.lab.setup import trained
+    from nb_lib.lab.tasks import data_for
     from nb_lib.profiles import profile_of, save_profiles
 
     where = _where(options)
     for run in tqdm(runs, unit="network"):
-        data = load_for(run, **where)
+        data = data_for(run, **where)
         found = profile_of(run, trained(run, weights, data), data, samples=options.samples)
         count = save_profiles([found], options.into)
     print(f"{options.into}: {count} profiles")
 
 
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of a run that differ from the protocol."""
-    return {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
+def _chosen(options: argparse.Namespace) -> dict[str, list[Run]]:
+    """The runs that are meant, by the names of their grids."""
+    given = {name: getattr(options, name) for name in ("dataset", "precision", "valid_size")}
+    return plan(options.grids, options.scale, seeds=options.seeds, **given)
 
 
 def _where(options: argparse.Namespace) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def test_the_command_measures_the_networks_whose_weights_are_kept(tmp_path, caps
     assert main(["sweep", *common, "--keep-weights", "--seeds", "1"]) == 0
     assert main(["profile", *common, "--into", into, "--samples", "60"]) == 0
     assert "2 profiles" in capsys.readouterr().out
+    assert main(["profile", *common, "--into", into, "--samples", "60", "--seeds", "1"]) == 0
+    assert "2 profiles" in capsys.readouterr().out, "the same ones, measured again"
     runs = grid(name, "tiny", seeds=1)
     found = load_profiles(into)
     assert {one.run for one in found} == set(runs)

@@ -8,7 +8,7 @@ varieties are neither averaged nor paired.
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nb_lib.lab.names import DATASETS
 from nb_lib.lab.runs import Record, Run
@@ -36,12 +36,18 @@ def recorded(records: Iterable[Record], name: str, scale: str) -> dict[str, list
     Others' records do no harm; of a run that is given twice the first counts.  The keys say how many runs there are and
     how long one took (the median), from which devices and commits.
     """
+    found = by_variety(records, name, scale)
+    return {_origin(variety, alike): alike for variety, alike in found.items()}
+
+
+def by_variety(records: Iterable[Any], name: str, scale: str) -> dict[Variety, list[Any]]:
+    """What is recorded of an experiment by its variety: records, or whatever else has a run and a provenance."""
     cells = by_cell(records)
     found: Varieties = {}
     for cell in grid(name, scale, seeds=1):
         for variety, alike in answers(cell, cells).items():
             found.setdefault(variety, []).extend(alike)
-    return {_origin(variety, found[variety]): found[variety] for variety in sorted(found)}
+    return {variety: found[variety] for variety in sorted(found)}
 
 
 def command(name: str, scale: str = "full") -> str:

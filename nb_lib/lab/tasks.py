@@ -124,7 +124,7 @@ class Task:
             return Ended()
         if self.left() <= 0:
             return Ended(out_of_time=True)
-        data = _data(group[0], self.device, self.root, self.download)
+        data = data_for(group[0], self.device, self.root, self.download)
         ended = self._attempt(group, data, watch, expected)
         if ended is None or data.device.type == "cuda":
             let_go(data.device)
@@ -196,7 +196,7 @@ class Task:
 _loaded: dict[tuple[object, ...], Data] = {}
 
 
-def _data(run: Run, device: str, root: str | None, download: bool) -> Data:
+def data_for(run: Run, device: str, root: str | None, download: bool) -> Data:
     """The run's data; only the last ones stay in memory."""
     source = run.dataset, run.train_size, run.valid_size, run.split_seed, run.inputs, device, data_root(root)
     if source not in _loaded:

@@ -94,10 +94,10 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=not self.graphs.recording)  # a recorded step needs them to stay put
 
     def forget_gradients(self) -> None:
-        """Let the optimizer begin anew: momentum and averages of the gradients become 0, where they are."""
+        """Let the optimizer begin anew: momentum, averages and the count of steps become 0, where they are."""
         for state in self.optimizer.state.values():
-            for average in state.values():
-                average.zero_()
+            for value in state.values():
+                value.zero_()
 
     def set_factors(self, factors: list[float]) -> None:
         """Give each network its factor of the learning rate (see `Rates`); 0 ends its training."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from nb_lib import errors, papers
 from nb_lib.errors import InputError, known
-from nb_lib.lab.names import DATASETS, NETWORKS, residual_blocks
+from nb_lib.lab.names import DATASETS, check_network
 
 #: Raises `InputError` if the parameter of this name cannot have this value.
 Rule = Callable[[str, Any], object]
@@ -109,9 +109,8 @@ def _is_device(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[a-z]+(:\d+)?", value) is not None
 
 
-def _network(name: str, value: Any) -> None:
-    if not (isinstance(value, str) and residual_blocks(value)):  # of any depth
-        known(name, value, NETWORKS)
+def _network(_: str, value: Any) -> None:
+    check_network(str(value))
 
 
 def _dataset(name: str, value: Any) -> None:

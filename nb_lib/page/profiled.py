@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nb_lib.lab.recorded import Variety, all_of, answers, by_cell, command
+from nb_lib.lab.recorded import Variety, all_of, by_variety, command
 from nb_lib.page.experiments import described, wrapped
 from nb_lib.page.intervals import in_words, paired, with_error
 from nb_lib.page.run_figures import with_method
-from nb_lib.papers import grid
 from nb_lib.profiles import Profile, load_profiles, table
 
 _FIELDS = ["method", "batch_size", "data", "seed"]
@@ -27,7 +25,7 @@ def profiled(path: str | Path, name: str, scale: str) -> Iterator[pd.DataFrame]:
     path = Path(path)
     profiles = load_profiles(path) if path.exists() else []
     heading = described(name, scale)
-    found = _by_variety(profiles, name, scale)
+    found = by_variety(profiles, name, scale)
     if not found:
         train = command(name, scale)
         into = str(path).removeprefix("../")  # as from the folder above the notebooks
@@ -101,18 +99,6 @@ def flatter(rows: pd.DataFrame, by: str, baseline: float | str) -> str:
             line = f"{plain} is flatter than {other}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _by_variety(profiles: list[Profile], name: str, scale: str) -> dict[Variety, list[Profile]]:
-    """Profiles of an experiment's networks: as a record, each names its run and where it comes from."""
-    like_records: list[Any] = profiles
-    cells = by_cell(like_records)
-    found: dict[Variety, list[Any]] = {}
-    for cell in grid(name, scale, seeds=1):
-        for variety, alike in answers(cell, cells).items():
-            there = found.setdefault(variety, [])
-            there.extend(alike)
-    return found
 
 
 def _origin(variety: Variety, profiles: list[Profile]) -> str:
