@@ -13,6 +13,7 @@ prints the coefficient (1 - alpha^2), a misprint for (1 - alpha)^2: with it the 
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nb_lib.errors import InputError, check_alpha
@@ -37,7 +38,7 @@ def noise_enhanced_loss(losses: Tensor, alpha: float | Tensor) -> Tensor:
     Raises
     ------
     InputError
-        If the number of losses is odd, or the number `alpha` is below 1.
+        If the losses are averaged already, their number is odd or 0, or the number `alpha` is below 1.
 
     Examples
     --------
@@ -45,10 +46,12 @@ def noise_enhanced_loss(losses: Tensor, alpha: float | Tensor) -> Tensor:
     >>> noise_enhanced_loss(torch.tensor([1.0, 2.0, 6.0, 10.0, 20.0, 60.0]), 1.5)  # 1.5 * 3 - 0.5 * 30
     tensor(-10.5000)
     """
-    if isinstance(alpha, int | float):
+    if isinstance(alpha, Real):
         check_alpha(alpha)
+    if losses.ndim == 0:
+        raise InputError("noise enhancement weights the loss of each sample: pass reduction='none' to the criterion.")
     count = losses.shape[-1]
-    if count % 2:
+    if count % 2 or not count:
         raise InputError(f"noise enhancement needs two minibatches of equal size, not {count} losses in all.")
     first, second = losses.unflatten(-1, (2, -1)).mean(-1).unbind(-1)
     return alpha * first + (1 - alpha) * second

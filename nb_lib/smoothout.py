@@ -11,13 +11,14 @@ its weights (SmoothOut eq. 12): theta_f = a |w_f| n_f / |n_f|.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError, check_strength, known
+from nb_lib.lab.loops import Loop
 from nb_lib.lab.names import DISTRIBUTIONS
 from nb_lib.lab.weight_vector import FlatParameters, Selection
 
@@ -68,6 +69,13 @@ class SmoothOut:
     seed : int
         Of this object's own random generator.  Give every rank of a parallel run its own.
 
+    Attributes
+    ----------
+    flat : FlatParameters
+        What is perturbed: ``smooth.flat.names``.
+    noisy : bool
+        Whether the weights are w + θ now.
+
     Examples
     --------
     >>> layer = nn.Linear(2, 1, bias=False)
@@ -96,7 +104,10 @@ class SmoothOut:
         self.denoise = denoise
         self.flat = flat = FlatParameters(model, include)
         self.generator = torch.Generator(flat.work.device).manual_seed(seed)
-        self._noisy = False
+        self.noisy = False
+        self.version = 0  # of the noisy weights, see `FlatParameters.version`
+        self.draws = 0  # so often were weights perturbed, or would have been but for a = 0
+        self._loop = Loop(self)
         self._unused: list[Tensor] = []
         if distribution == "uniform":
             self._words = torch.empty(len(flat), dtype=torch.int64, device=flat.work.device)
@@ -117,60 +128,45 @@ class SmoothOut:
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Weights w + θ inside, where ``backward()`` belongs, and bitwise w again outside, also after an exception."""
-        if self._noisy:
+        """Weights w + θ inside, where ``backward()`` belongs, and bitwise w again outside, also after an exception.
+
+        Raises
+        ------
+        InputError
+            Inside, at the step of an optimizer, and at the end, if something else wrote to the weights: that would be
+            lost.  Outside, at a ``backward()`` through what the model gave inside; it cannot be noticed with activation
+            checkpointing in its reentrant form around the model, or of a part of it that was called by itself.
+        """
+        if self.noisy:
             raise InputError("the weights are perturbed already: leave the first perturbed() block before the next.")
-        self._perturb()
+        self.add_noise()
         try:
-            yield
-        finally:
-            self._denoise()
+            with self._loop.watched():
+                yield
+        except BaseException:
+            with suppress(InputError):  # the first exception counts
+                self.take_noise_off()
+            raise
+        self.take_noise_off()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> ExitStack:
         """Do the same through hooks, for a training loop that cannot be edited.
 
-        Every training forward pass (``model.training`` and gradients enabled) draws fresh noise; the optimizer's
-        step, an evaluation and ``state_dict()`` come first back to the clean weights.  Between a training forward
-        pass and the step the parameters are noisy.  ``close()`` the result, or leave its ``with``, to end this.
+        Every training forward pass (``model.training`` and gradients enabled) draws fresh noise, but for the second one
+        of activation checkpointing; the step of any optimizer of these parameters, an evaluation and ``state_dict()``
+        come first back to the clean weights.  Between a training forward pass and the step the parameters are noisy.
+        ``close()`` the result, or leave its ``with``, to end this.
+
+        Raises
+        ------
+        InputError
+            If `optimizer` does not update these parameters.  Later, whenever the loop would go on with other weights
+            or gradients than Algorithm 1 has: at a step with gradients but no noise since the last one (the loop called
+            ``model.forward``, a part or a wrapper of the model), a step in the backward pass, a backward pass through
+            an earlier forward pass, a copy of the noisy model, reentrant checkpointing, and a write to noisy weights
+            (but for one through ``.data``, which torch does not count).
         """
-
-        def before_forward(model: nn.Module, _: Any) -> None:
-            if model is not self.model:  # a deep copy (a teacher, an average) carries the hooks along
-                return
-            if model.training and torch.is_grad_enabled():
-                self._perturb()
-            else:
-                self._denoise()
-
-        def before_state(model: nn.Module, *_: Any) -> None:
-            if model is self.model:
-                self._denoise()
-
-        def before_step(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            self._denoise()
-            clean_args = tuple(self._then_denoise(argument) for argument in args)
-            clean_kwargs = {name: self._then_denoise(argument) for name, argument in kwargs.items()}
-            return clean_args, clean_kwargs
-
-        stack = ExitStack()
-        stack.callback(self._denoise)
-        stack.callback(self.model.register_forward_pre_hook(before_forward).remove)
-        stack.callback(self.model.register_state_dict_pre_hook(before_state).remove)
-        stack.callback(self.model.register_load_state_dict_pre_hook(before_state).remove)
-        stack.callback(optimizer.register_step_pre_hook(before_step).remove)
-        return stack
-
-    def _then_denoise(self, argument: Any) -> Any:
-        """Make of an optimizer's closure one that ends at the clean weights, where the update belongs."""
-        if not callable(argument):
-            return argument
-
-        def closure() -> Any:
-            loss = argument()
-            self._denoise()
-            return loss
-
-        return closure
+        return self._loop.attach(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, beside model and optimizer, to continue bit for bit."""
@@ -187,14 +183,17 @@ class SmoothOut:
             self._next_odd()
 
     @torch.no_grad()
-    def _perturb(self) -> None:
+    def add_noise(self) -> None:
         """Set the weights to w + θ; those there now are the clean w, unless they are noisy already."""
+        self.draws += 1
         if self.a == 0:
-            self._denoise()
+            self.take_noise_off()
             return
-        if not (self._noisy and self.denoise):
+        if self.noisy and self.denoise:
+            self._refuse_lost()
+        else:
             self.flat.save()
-        self._noisy = True
+        self.noisy = True
         w, noisy, unit = self.flat.clean, self.flat.work, self.a * _UNIT
         if self.adaptive:
             self._add_adaptive_noise()
@@ -205,13 +204,24 @@ class SmoothOut:
         else:  # θ ~ U(−a, a), in one pass over memory; torch calls the factor alpha, which is not that of NE
             torch.add(w, self._next_odd(), alpha=unit, out=noisy)
         self.flat.written()
+        self.version = self.flat.version()
 
     @torch.no_grad()
-    def _denoise(self) -> None:
-        """Put the clean weights back, where the update belongs (Algorithm 1)."""
-        if self._noisy and self.denoise:
-            self.flat.restore()
-        self._noisy = False
+    def take_noise_off(self) -> None:
+        """Put the clean weights back, where the update belongs (Algorithm 1); raise if others' writes are lost so."""
+        noisy, self.noisy = self.noisy, False
+        if noisy and self.denoise:
+            try:
+                self._refuse_lost()
+            finally:
+                self.flat.restore()
+
+    def _refuse_lost(self) -> None:
+        if self.flat.version() != self.version:
+            raise InputError(
+                "something wrote to the weights while they were perturbed, which is lost: write to them (clamp, "
+                "average, load, renormalize) before the forward pass, or after the block or optimizer.step()."
+            )
 
     def _add_adaptive_noise(self) -> None:
         """Set every filter or neuron to w_f + a ‖w_f‖ n_f / ‖n_f‖ (SmoothOut eq. 12)."""

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
+from tables import Table
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,34 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(Training, "_batches", batches)
     return clock
+
+
+def pytest_addoption(parser):
+    """Let the book's tables that tests make be written."""
+    parser.addoption("--write-tables", action="store_true", help="write book/data/*.csv from what the tests see")
+
+
+TABLES: dict[str, Table] = {}
+
+
+@pytest.fixture
+def table(request):
+    """``table(name, row, column, text)``: what book/data/<name>.csv says of a case; versions are not compared."""
+
+    def give(name, row, column, text):
+        there = TABLES.setdefault(name, Table(name))
+        there.give(row, column, text)
+        if column != "version" and not request.config.getoption("--write-tables"):
+            assert there.committed.get(row, {}).get(column) == text, f"{there.path.name}: run with --write-tables"
+
+    return give
+
+
+def pytest_sessionfinish(session):
+    """Write the tables, in one process only."""
+    if session.config.getoption("--write-tables") and not session.testsfailed:
+        for there in TABLES.values():
+            there.write()
 
 
 def pytest_collection_modifyitems(items):

@@ -233,6 +233,49 @@ def test_conversion_in_place_keeps_everything_but_the_type() -> None:
     assert {name: m.training for name, m in model.named_modules()} == modes
 
 
+def test_a_model_that_is_a_batch_norm_is_returned_converted() -> None:
+    root = nn.BatchNorm1d(3)
+    ghost = ghost_batch_norm_(root, minibatches=2)
+    assert isinstance(ghost, GhostBatchNorm)
+    assert ghost.weight is root.weight
+    assert isinstance(ghost_batch_norm_(ghost, 4), GhostBatchNorm)
+
+
+def test_a_layer_that_is_there_twice_stays_one_layer() -> None:
+    shared = nn.BatchNorm1d(3)
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(nn.Linear(3, 3), shared), "c": shared})
+    ghost_batch_norm_(model, minibatches=2)
+    assert isinstance(model["a"], GhostBatchNorm)
+    assert model["a"] is model["b"][1] is model["c"]
+
+
+def test_hooks_of_a_layer_stay() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    calls = []
+    handle = model[0].register_forward_hook(lambda *_: calls.append(1))
+    ghost_batch_norm_(model, minibatches=2)(torch.randn(8, 3))
+    assert calls == [1]
+    handle.remove()
+    model(torch.randn(8, 3))
+    assert calls == [1]
+
+
+class Frozen(nn.BatchNorm1d):
+    """Normalizes by its running statistics always."""
+
+    def forward(self, input):
+        return input * self.weight
+
+
+@pytest.mark.parametrize("layer", [nn.SyncBatchNorm(3), nn.LazyBatchNorm1d(), Frozen(3)])
+@pytest.mark.parametrize("inside", [False, True])
+def test_layers_with_a_way_of_their_own_are_refused(layer, inside) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), layer) if inside else layer
+    with pytest.raises(InputError, match=f"{type(layer).__name__} normalizes in its own way, or has no features yet"):
+        ghost_batch_norm_(model, minibatches=2)
+    assert not inside or type(model[0]) is nn.BatchNorm1d, "nothing was changed"
+
+
 @pytest.mark.parametrize(("minibatches", "sizes"), [(1, [8, 8, 6]), (2, [8, 3, 8, 3])])
 def test_a_residual_network_takes_each_ghost_batch_as_if_it_were_alone(minibatches, sizes) -> None:
     shape = (2, 8, 8)

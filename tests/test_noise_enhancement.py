@@ -5,8 +5,10 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import combinations, product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,6 +222,25 @@ def test_several_networks_losses_are_weighted_row_by_row(alpha) -> None:
 def test_an_odd_number_of_losses_is_refused(shape) -> None:
     with pytest.raises(InputError, match="two minibatches of equal size, not 7 losses"):
         noise_enhanced_loss(torch.ones(shape), 2)
+
+
+def test_no_losses_are_refused() -> None:
+    with pytest.raises(InputError, match="two minibatches of equal size, not 0 losses"):
+        noise_enhanced_loss(torch.ones(0), 2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_that_is_reduced_already_is_refused(reduction) -> None:
+    outputs, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    losses = F.cross_entropy(outputs, y, reduction=reduction)
+    with pytest.raises(InputError, match="reduction='none'"):
+        noise_enhanced_loss(losses, 2)
+
+
+@pytest.mark.parametrize("alpha", [np.float32(0.5), np.float64("nan"), np.int64(0), Fraction(1, 2), False])
+def test_numbers_of_every_kind_are_checked(alpha) -> None:
+    with pytest.raises(InputError, match="alpha must be a finite number of at least 1"):
+        noise_enhanced_loss(torch.ones(4), alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0, -1.0, math.nan, math.inf])

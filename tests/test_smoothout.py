@@ -509,8 +509,8 @@ def test_a_model_moved_after_construction_is_refused_in_one_sentence(convnet, mo
         with pytest.raises(InputError) as refusal, smooth.perturbed():
             pass
     else:
-        with smooth.attach(torch.optim.SGD(model.parameters(), lr=0.1)), pytest.raises(InputError) as refusal:
-            model(torch.zeros(2, 3, 6, 6))
+        with pytest.raises(InputError) as refusal:
+            smooth.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     message = str(refusal.value)
     assert "moved" in message
     assert "\n" not in message

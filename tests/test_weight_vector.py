@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import random_unstructured
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
@@ -166,7 +167,7 @@ def test_a_vector_whose_memory_a_later_one_took_is_refused() -> None:
     fresh = FlatParameters(model, "all")
     fresh.check()
     for use in (stale.check, stale.save, lambda: stale.at(stale.clean).__enter__()):
-        with pytest.raises(InputError, match="moved after their vector was built"):
+        with pytest.raises(InputError, match="moved, replaced or added after their vector was built"):
             use()
 
 
@@ -429,10 +430,157 @@ def test_parameters_that_moved_afterwards_are_noticed(move) -> None:
     flat = FlatParameters(model)
     flat.check()
     move(model)
-    with pytest.raises(InputError, match="moved after their vector was built"):
+    with pytest.raises(InputError, match="moved, replaced or added after their vector was built"):
         flat.check()
     if len({p.dtype for p in model.parameters()}) == 1:
         FlatParameters(model).check()
+
+
+def add_parameter(model: nn.Module) -> None:
+    model.register_parameter("temperature", nn.Parameter(torch.ones(())))
+
+
+def add_layer(model: nn.Module) -> None:
+    model.append(nn.Linear(4, 4))
+
+
+def exchange_layer(model: nn.Module) -> None:
+    model[6] = nn.Linear(5, 4)
+
+
+def normalize_weight(model: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(model[4])
+
+
+def prune(model: nn.Module) -> None:
+    random_unstructured(model[4], "weight", 0.5)
+
+
+def remove_layer(model: nn.Module) -> None:
+    del model[6]
+
+
+CHANGES = [add_parameter, add_layer, exchange_layer, normalize_weight, prune, remove_layer]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_parameters_and_layers_that_come_and_go_afterwards_are_noticed(change) -> None:
+    model = network()
+    flat = FlatParameters(model)
+    change(model)
+    with pytest.raises(InputError, match="moved, replaced or added after their vector was built"):
+        flat.save()
+    FlatParameters(model).save()
+
+
+@pytest.mark.parametrize("include", ["weights", "all", lambda name, _: name != "0.weight"])
+@pytest.mark.parametrize("thaw", [False, True], ids=["frozen", "thawed"])
+def test_parameters_that_are_frozen_or_thawed_afterwards_are_noticed(include, thaw) -> None:
+    model = network()
+    model[4].weight.requires_grad_(not thaw)
+    flat = FlatParameters(model, include)
+    flat.save()
+    model[4].weight.requires_grad_(thaw)
+    with pytest.raises(InputError, match="frozen or thawed after their vector was built"):
+        flat.save()
+
+
+class LlamaRMSNorm(nn.Module):
+    """A norm by name only, with one gain a channel."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+
+class LayerNorm2d(LlamaRMSNorm):
+    """The same for images."""
+
+
+class NormalizedLinear(nn.Module):
+    """A dense layer whose weights are a matrix: its gain alone belongs to a normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+class NormalNoise(LlamaRMSNorm):
+    """A layer that has to do with the normal distribution."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "perturbed"),
+    [
+        (nn.BatchNorm2d(3), []),
+        (nn.InstanceNorm2d(3, affine=True), []),
+        (nn.RMSNorm(3), []),
+        (nn.LayerNorm([2, 3]), []),
+        (nn.GroupNorm(1, 3), []),
+        (nn.SyncBatchNorm(3), []),
+        (LlamaRMSNorm(3), []),
+        (LayerNorm2d(1, 3, 1, 1), []),
+        (NormalizedLinear(), ["1.weight"]),
+        (NormalNoise(3), ["1.weight"]),
+        (nn.PReLU(3), ["1.weight"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_normalization_is_known_by_type_or_by_name(layer, perturbed) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), layer)
+    assert sorted(FlatParameters(model).names) == sorted(["0.weight", *perturbed])
+    assert len(FlatParameters(model, "all").names) == len(list(model.parameters()))
+
+
+def sparse_parameter() -> nn.Parameter:
+    return nn.Parameter(torch.eye(3).to_sparse())
+
+
+@torch.inference_mode()
+def made_in_inference_mode() -> nn.Parameter:
+    return nn.Parameter(torch.ones(3))
+
+
+class Wrapped(Tensor):
+    """As packages for quantized or sharded weights have them."""
+
+
+@pytest.mark.parametrize(
+    ("parameter", "remedy"),
+    [
+        (lambda: nn.Parameter(torch.ones(3, dtype=torch.complex64)), "view_as_real"),
+        (sparse_parameter, "make it dense"),
+        (lambda: nn.UninitializedParameter(), "run one forward pass first"),
+        (lambda: nn.Parameter(torch.ones(3, device="meta")), "load the model first"),
+        (made_in_inference_mode, "make the model outside of it"),
+        (lambda: nn.Parameter(torch.ones(3).as_subclass(Wrapped)), "is a Wrapped, not one plain tensor"),
+    ],
+    ids=["complex", "sparse", "lazy", "meta", "of inference mode", "a subclass of Tensor"],
+)
+def test_what_cannot_lie_in_a_vector_is_named(parameter, remedy) -> None:
+    model = nn.Linear(3, 3)
+    model.odd = parameter()
+    with pytest.raises(InputError, match=f"the parameter odd .*{remedy}"):
+        FlatParameters(model)
+    assert FlatParameters(model, lambda name, _: name != "odd").names == ["weight", "bias"]
+    if not nn.parameter.is_lazy(model.odd):
+        model.odd.requires_grad_(False)
+        assert FlatParameters(model).names == ["weight", "bias"]
+
+
+def test_a_saved_part_brings_the_vector_along_and_its_clones_do_not() -> None:
+    def size(state: object) -> int:
+        file = io.BytesIO()
+        torch.save(state, file)
+        return file.tell()
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5_000))
+    alone = size(model[0].state_dict())
+    FlatParameters(model)
+    state = model[0].state_dict()
+    assert size(state) > 10 * alone
+    assert size({name: value.clone() for name, value in state.items()}) < 1.1 * alone
 
 
 def test_mixed_types_are_refused() -> None:

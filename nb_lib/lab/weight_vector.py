@@ -8,10 +8,12 @@ Gains and shifts of normalization come first: cuDNN reads those of channels-last
 an odd number of biases they would not be aligned ("misaligned address").
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
-from typing import NamedTuple
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from nb_lib.errors import InputError, known
 from nb_lib.lab.names import SELECTIONS
 
-NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+NORMALIZATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORM = re.compile("norm(?!al(?!iz))", re.IGNORECASE)  # in the name of a class: LlamaRMSNorm, LayerNormalization
 
 Selection = str | Callable[[str, nn.Parameter], bool]
 
@@ -27,10 +30,14 @@ Selection = str | Callable[[str, nn.Parameter], bool]
 class FlatParameters:
     """Trainable parameters of `model` as one vector, with a clean copy beside it.
 
+    Normalization is known by its type, or, for hand-written layers, by a class name that says norm: there what holds
+    one number a channel is ``"norm"``.
+
     Parameters keep their identity (optimizers, hooks and ``state_dict`` see nothing), but their memory becomes a
     stretch of one vector, ordered normalization, weights, biases, and by row width within a kind. Build it after
     moving the model to its device and precision. Several may be built on one model, with nested selections:
-    ``"weights"``, ``"no-norm"`` (weights and biases), ``"all"``, or ``f(name, parameter) -> bool``.
+    ``"weights"``, ``"no-norm"`` (weights and biases), ``"all"``, or ``f(name, parameter) -> bool``.  A part of the
+    model that is saved brings the whole vector along: save clones (``{k: v.clone() for k, v in state.items()}``).
 
     Attributes
     ----------
@@ -42,7 +49,8 @@ class FlatParameters:
     Raises
     ------
     InputError
-        If nothing is selected, or the parameters differ in type or device.
+        If nothing is selected, the parameters differ in type or device, or one has no plain memory of real numbers
+        (complex, sparse, sharded, or not initialized).
 
     Examples
     --------
@@ -54,7 +62,7 @@ class FlatParameters:
     """
 
     def __init__(self, model: nn.Module, include: Selection = "no-norm") -> None:
-        everything = _layout(model)
+        everything = _layout(model, include)
         if callable(include):
             chosen = [entry for entry in everything if include(entry.name, entry.parameter)]
         else:
@@ -76,7 +84,9 @@ class FlatParameters:
         self.clean = self.work.clone()
         self._shapes = _merge_rows(chosen)
         self._addresses = [p.data_ptr() for p in self.parameters]
-        self._homes = [(entry.owner._parameters, entry.name.rpartition(".")[2]) for entry in chosen]
+        self._holders = [held for module in model.modules() for held in (module._parameters, module._modules)]
+        self._built = self._held()
+        self._trainable = [(p, p.requires_grad) for p in model.parameters()]
 
     def __len__(self) -> int:
         return self.work.numel()
@@ -88,8 +98,12 @@ class FlatParameters:
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def save(self) -> None:
-        """Take the module's present weights as the clean ones."""
+        """Take the module's present weights as the clean ones; raise if other parameters are trainable by now."""
         self.check()
+        if any(p.requires_grad != trainable for p, trainable in self._trainable):
+            raise InputError(
+                "parameters were frozen or thawed after their vector was built: build it (or SmoothOut) anew."
+            )
         self.clean.copy_(self.work)
 
     def restore(self) -> None:
@@ -101,14 +115,23 @@ class FlatParameters:
         """Tell autograd that `work` was written, so that a backward pass through older values raises."""
         torch.autograd.graph.increment_version(self.parameters)
 
+    def version(self) -> int:
+        """Count the writes to the parameters that autograd knows of."""
+        return sum(p._version for p in self.parameters)
+
     def check(self) -> None:
-        """Raise if the parameters no longer live in `work` (after ``model.to`` or ``load_state_dict(assign=True)``)."""
-        for p, address, (home, name) in zip(self.parameters, self._addresses, self._homes, strict=True):
-            if home.get(name) is not p or p.data_ptr() != address:
-                raise InputError(
-                    "the model's parameters were moved after their vector was built: "
-                    "build it (or SmoothOut) after model.to(...) and after loading."
-                )
+        """Raise if parameters no longer live in `work`, or the model has others: moved, replaced or added since."""
+        held = self._held()
+        same = len(held) == len(self._built) and all(map(is_, held, self._built))
+        if not same or [p.data_ptr() for p in self.parameters] != self._addresses:
+            raise InputError(
+                "the model's parameters were moved, replaced or added after their vector was built: "
+                "build it (or SmoothOut) after model.to(...), after loading and after changing layers."
+            )
+
+    def _held(self) -> list[Any]:
+        """Parameters and modules that the model has, in order."""
+        return [entry for holder in self._holders for entry in holder.values()]
 
     @contextmanager
     def at(self, vector: Tensor) -> Iterator[None]:
@@ -138,6 +161,8 @@ def _kind(owner: nn.Module, name: str, parameter: Tensor) -> str:
     """Say what a parameter is: ``"norm"`` (gain or shift of a normalization layer), ``"bias"`` or ``"weight"``."""
     if isinstance(owner, NORMALIZATION):
         return "norm"
+    if _NORM.search(type(owner).__name__) and parameter.numel() == max(parameter.shape, default=1):
+        return "norm"
     if name == "bias" or parameter.ndim < 2:
         return "bias"
     return "weight"
@@ -152,19 +177,45 @@ def _row_width(owner: nn.Module, parameter: Tensor) -> int:
     return of_one_network[0].numel()
 
 
-def _layout(model: nn.Module) -> list[_Entry]:
-    """List all trainable parameters in the one order every selection shares."""
+def _layout(model: nn.Module, include: Selection) -> list[_Entry]:
+    """List all trainable parameters in the one order every selection shares, but for what only others select."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise InputError(
+            "the parameters are in parts on several ranks (FullyShardedDataParallel): take DistributedDataParallel."
+        )
     entries = []
     for path, p in model.named_parameters():
-        if p.requires_grad and p.is_floating_point() and p.numel():
-            module, _, name = path.rpartition(".")
-            owner = model.get_submodule(module)
-            entries.append(_Entry(path, owner, p, _kind(owner, name, p), _row_width(owner, p)))
+        module, _, name = path.rpartition(".")
+        owner = model.get_submodule(module)
+        trouble = _trouble(p) if p.requires_grad else None
+        if trouble is None:
+            if p.requires_grad and p.numel():
+                entries.append(_Entry(path, owner, p, _kind(owner, name, p), _row_width(owner, p)))
+        elif not callable(include) or include(path, p):
+            raise InputError(f"the parameter {path} {trouble}.")
     places = {(entry.parameter.dtype, entry.parameter.device) for entry in entries}
     if len(places) > 1:
         raise InputError("the parameters differ in type or device: move the whole model to one of each first.")
     kinds = SELECTIONS["all"]
     return sorted(entries, key=lambda entry: (kinds.index(entry.kind), entry.width))
+
+
+def _trouble(parameter: nn.Parameter) -> str | None:
+    """Say why a parameter cannot lie in a vector, and what to do; None if it can."""
+    if nn.parameter.is_lazy(parameter):
+        return "has no shape yet: run one forward pass first"
+    if parameter.is_complex():
+        return "is complex: hold it as real numbers (torch.view_as_real), or leave it out by include"
+    if parameter.layout != torch.strided:
+        return "is sparse: make it dense, or leave it out by include"
+    if parameter.is_meta:
+        return "has no values yet: load the model first"
+    if parameter.is_inference():
+        return "was made in inference mode: make the model outside of it"
+    kind = type(parameter.data)
+    if kind is not Tensor:
+        return f"is a {kind.__name__}, not one plain tensor: of parallel models DistributedDataParallel (DDP) has those"
+    return None
 
 
 def _contiguous(parameters: list[nn.Parameter]) -> bool:
