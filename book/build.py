@@ -4,18 +4,23 @@
 executed the notebooks before (see keep_outputs.py), and the book shows what it has seen.
 jupyter-cache knows a notebook by its code alone. The cache is therefore thrown away when anything else that
 decides a result has changed: the library, the recorded data, the installed packages.
+Ctrl-C ends the build with all that it has started, and status 130; what was executed before stays in the cache.
 """
 
 import hashlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import yaml
 from jupyter_cache import get_cache
 from jupyter_cache.base import JupyterCacheAbstract
@@ -26,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "_build/.jupyter_cache"  # where Jupyter Book looks for it
 HTML = ROOT / "_build/html"
 QUIET = {"TQDM_DISABLE": "1"}  # a progress bar is stray output on a page
+STOPS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def files(folder: str, pattern: str = "*") -> list[Path]:
@@ -61,8 +67,13 @@ def fresh_cache(key: str) -> JupyterCacheAbstract:
     return get_cache(CACHE)
 
 
-def execute(notebooks: Iterable[Path], cache: JupyterCacheAbstract, timeout: int) -> None:
+def execute() -> None:
     """Execute the notebooks that are not in the cache, side by side; exit with the traceback if one fails."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    timeout = config["execute"]["timeout"]
+    pages = (ROOT / f"{page}.ipynb" for page in parse_toc_yaml(ROOT / "_toc.yml"))
+    notebooks = [page for page in pages if page.exists()]
+    cache = fresh_cache(results_key())
     uris = [cache.add_nb_to_project(str(path)).uri for path in notebooks]
     executor = load_executor("local-parallel", cache, logging.Logger("execution", logging.ERROR))
     waiting = [record.uri for record in executor.get_records(uris)]
@@ -81,8 +92,45 @@ def execute(notebooks: Iterable[Path], cache: JupyterCacheAbstract, timeout: int
         sys.exit("The book was not built, because a notebook failed: see above.")
 
 
+def run(*command: str | Path) -> int:
+    """Run a program to its end, or to that of this one, and return its status; nothing that it has started is left."""
+    process = subprocess.Popen(command, start_new_session=True)  # it does not see Ctrl-C, which ends but some of it
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            end(process.pid)
+            process.wait()
+
+
+def end(pid: int) -> None:
+    """Kill a process and all that it has started, each held first, as a pool replaces the workers that it loses."""
+    held: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        while found := {root, *root.children(recursive=True)}.difference(held):
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            held += found
+    for process in held:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End this process, and so all that it runs, in one line."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)  # it is ending
+    os.write(2, b"\nThe book was not built: interrupted.\n")
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Do what is out of date, and say where the book is."""
+    for each in STOPS:
+        if signal.getsignal(each) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(each, stop)
     os.environ.update(QUIET)
     results = results_key()
     commit = subprocess.run("git describe --always --dirty", shell=True, cwd=ROOT, capture_output=True).stdout
@@ -92,14 +140,11 @@ def main() -> None:
     if is_fresh(HTML / ".inputs", book):
         print("The book is up to date.")
     else:
-        config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-        pages = (ROOT / f"{page}.ipynb" for page in parse_toc_yaml(ROOT / "_toc.yml"))
-        notebooks = [page for page in pages if page.exists()]
-        execute(notebooks, fresh_cache(results), config["execute"]["timeout"])
-
+        if run(sys.executable, Path(__file__), "execute"):
+            sys.exit(1)
         shutil.rmtree(HTML, ignore_errors=True)  # no page outlives its source
         jupyter_book = Path(sys.executable).with_name("jupyter-book")
-        if subprocess.run([jupyter_book, "build", ROOT, "--all", "-n", "-W", "--keep-going"]).returncode:
+        if run(jupyter_book, "build", ROOT, "--all", "-n", "-W", "--keep-going"):
             sys.exit("The book was not built: a warning counts as an error, see above.")
         (HTML / ".inputs").write_text(book)
 
@@ -107,4 +152,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["execute"]:
+        execute()
+    else:
+        main()

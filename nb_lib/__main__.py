@@ -6,20 +6,22 @@ Commands import what they need when they run, so that help and lists come at onc
 import argparse
 import dataclasses
 import json
-import math
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 from nb_lib import LOADED
-from nb_lib.errors import InputError
+from nb_lib.errors import InputError, whole
 from nb_lib.lab import store
 from nb_lib.lab.names import NETWORKS
 from nb_lib.lab.plans import NEXT, plan
 from nb_lib.lab.runs import Record, Run
+from nb_lib.lab.text import read, seconds
 from nb_lib.papers import METHOD, MISSING, TABLES, overview
 from nb_lib.protocols import SCALES, SIZES, not_none
 
@@ -28,20 +30,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(arguments: list[str] | None = None, *, started: float | None = None) -> int:
-    """Run one command; returns the exit status (2 for input that cannot be used, said in one sentence).
+    """Run one command; returns the exit status.
 
-    A budget counts from `started`, of ``time.monotonic()``, or from now.
+    It is 2 for input that cannot be used, said in one sentence, and for runs that failed, in one line each; 128 and the
+    signal's number for what a signal stops.  A budget counts from `started`, of ``time.monotonic()``, or from now.
     """
     options = _parser().parse_args(arguments)
     options.started = time.monotonic() if started is None else started
     try:
+        for name in _COUNTS:
+            count = read(name, getattr(options, name, None), int)
+            if count is not None:
+                setattr(options, name, whole(name, count, least=1))
         options.command(options)
+        sys.stdout.flush()
     except InputError as error:
         print(f"nb_lib: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stopped:
+        print("nb_lib: stopped; what is stored stays, and the same call goes on.", file=sys.stderr)
+        return 128 + (stopped.args or [signal.SIGINT])[0]
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written at the end
+        return 128 + signal.SIGPIPE
     return 0
 
 
+_COUNTS = ("seeds", "samples", "hessian_samples")  # options
 _STORE = "folder of records: stored runs are skipped, killed ones resumed"
 
 
@@ -52,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(add("train", help="train one configuration with one or more seeds"))
     measure = add("measure", help="the same, and measure sharpness, curvature and gradient noise")
     _add_train(measure)
-    measure.add_argument("--samples", type=int, default=10_000, help="most samples for box and noise [10000]")
-    measure.add_argument("--hessian-samples", type=int, default=2_000, help="and for what costs more [2000]")
+    measure.add_argument("--samples", default=10_000, help="most samples for box and noise [10000]")
+    measure.add_argument("--hessian-samples", default=2_000, help="and for what costs more [2000]")
     _add_sweep(add("sweep", help="train the runs of some of the papers' tables and figures"))
     add("grids", help="list what `sweep` and `compare` know").set_defaults(command=_grids)
     _add_profile(add("profile", help="loss and accuracy around trained networks, along a line and under noise"))
@@ -78,8 +93,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         shown = f"[{json.dumps(f.default)}]"
         if f.name == "network":
             shown = f"{known_networks} {shown}"
-        add(f"--{f.name.replace('_', '-')}", type=_value, metavar="V", help=shown)
-    add("--seeds", type=int, default=1, help="train this many seeds, counted up from --seed [1]")
+        add(f"--{f.name.replace('_', '-')}", metavar="V", help=shown)
+    add("--seeds", default=1, help="train this many seeds, counted up from --seed [1]")
     add("--store", help=_STORE)
     _add_place(parser)
     parser.set_defaults(command=_train, samples=None, scheduler=None)
@@ -98,7 +113,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     add("grids", nargs="+", metavar="GRID", help=f"{names}; next: what is missing most")
     _add_choice(parser)
     add("--store", required=True, help=_STORE)
-    add("--budget", type=_seconds, metavar="TIME", help="be done after this long, the account included: 90s, 8m, 2h")
+    add("--budget", metavar="TIME", help="be done after this long, the account included: 90s, 8m, 2h")
     add("--have", nargs="+", default=[], metavar="FILE", help="JSON lines, or stores, of runs that count as done")
     add("--into", metavar="FILE", help="keep all records of the store in this file too, to carry home")
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster whose workers shall train")
@@ -114,7 +129,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     _add_choice(parser)
     add("--store", required=True, help="folder of records and weights; runs without weights are left out")
     add("--into", required=True, metavar="FILE", help="JSON of profiles; those of other runs stay in it")
-    add("--samples", type=int, default=1_000, help="most samples of each split [1000]")
+    add("--samples", default=1_000, help="most samples of each split [1000]")
     _add_place(parser)
     parser.set_defaults(command=_profile, scheduler=None)
 
@@ -123,47 +138,24 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     """Add what says which runs of a grid are meant."""
     add = parser.add_argument
     add("--scale", default="full", help=f"{', '.join(SCALES)} [full]")
-    add("--seeds", type=int, help="[the scale's]")
+    add("--seeds", help="[the scale's]")
     for name, example in (("dataset", "folder:cifar10"), ("precision", "tf32"), ("valid-size", "5000")):
-        add(f"--{name}", type=_value, metavar="V", help=f"another than the protocol's, e.g. {example}")
-
-
-def _seconds(text: str) -> float:
-    """Read a time.
-
-    >>> _seconds("90s"), _seconds("8m"), _seconds("2h")
-    (90.0, 480.0, 7200.0)
-    """
-    units = {"": 1, "s": 1, "m": 60, "h": 3600}
-    unit = text[-1:] if text[-1:] in units else ""
-    try:
-        seconds = float(text.removesuffix(unit)) * units[unit]
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 8m or 2h")
-    return seconds
-
-
-def _value(text: str) -> Any:
-    """Read a number, true, false, null or a list as JSON does, anything else as a string."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        add(f"--{name}", metavar="V", help=f"another than the protocol's, e.g. {example}")
 
 
 def _train(options: argparse.Namespace) -> None:
     run = Run.from_dict(not_none({f.name: getattr(options, f.name) for f in dataclasses.fields(Run)}))
     runs = [dataclasses.replace(run, seed=run.seed + number) for number in range(options.seeds)]
-    from nb_lib.lab.sweeps import sweep
-
     measure = None
     if options.samples is not None:
         from nb_lib.measures import measures
 
         measure = partial(measures, samples=options.samples, hessian_samples=options.hessian_samples)
-    records = sweep(runs, options.store, **_where(options), measure=measure)
+    _sweep_and(_print_runs, runs, options.store, **_where(options), measure=measure)
+
+
+def _print_runs(records: list[Record]) -> None:
+    """Print what came of each run, and the means."""
     outcome = ["status", "test_accuracy", "best_test_accuracy", "train_loss", "test_loss", "updates"]
     table = store.frame(records)[["seed", *outcome, "wall_time"]]
     print(table.to_string(index=False, float_format="{:.4f}".format))
@@ -180,15 +172,15 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     named = _chosen(options)
-    from nb_lib.lab.sweeps import sweep
+    budget = None
+    if options.budget is not None:  # what began to run before, and the account, take theirs
+        given = seconds("budget", options.budget)
+        budget = max(0, given - min(2, given / 10) - time.monotonic() + options.started)
     from nb_lib.measures import measures
 
     where = _where(options)
-    budget = options.budget
-    if budget is not None:  # what began to run before, and the account, take theirs
-        already = time.monotonic() - options.started
-        budget -= already + min(2, budget / 10)
-    records = sweep(
+    _sweep_and(
+        _print_cells,
         chain.from_iterable(named.values()),
         options.store,
         named=named,
@@ -200,8 +192,20 @@ def _sweep(options: argparse.Namespace) -> None:
         keep_weights=options.keep_weights,
         **where,
     )
+
+
+def _sweep_and(show: Callable[[list[Record]], None], *what: Any, **how: Any) -> None:
+    """Sweep and show what there is then, also if some runs failed."""
+    from nb_lib.lab.sweeps import SomeFailed, sweep
+
+    try:
+        records = sweep(*what, **how)
+    except SomeFailed as failed:
+        if failed.records:
+            show(failed.records)
+        raise
     if records:
-        _print_cells(records)
+        show(records)
 
 
 def _print_cells(records: list[Record]) -> None:
@@ -228,12 +232,14 @@ def _profile(options: argparse.Namespace) -> None:
         raise InputError(f"no weights of these runs in {options.store}: train them with sweep --keep-weights.")
     from tqdm.auto import tqdm
 
+    from nb_lib.lab.device import hidden
     from nb_lib.lab.setup import trained
     from nb_lib.lab.tasks import data_for
-    from nb_lib.profiles import profile_of, save_profiles
+    from nb_lib.profiles import profile_of, save_profiles, stored_profiles
 
+    stored_profiles(options.into)  # raises before anything is measured if nothing can be added there
     where = _where(options)
-    for run in tqdm(runs, unit="network"):
+    for run in tqdm(runs, unit="network", disable=hidden(progress=True)):
         data = data_for(run, **where)
         found = profile_of(run, trained(run, weights, data), data, samples=options.samples)
         count = save_profiles([found], options.into)
@@ -285,5 +291,11 @@ def _merge(options: argparse.Namespace) -> None:
         print(f"{file}: {count} records")
 
 
+def _terminated(number: int, _: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # latin-1 has no α
     sys.exit(main(started=LOADED))

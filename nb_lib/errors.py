@@ -14,6 +14,10 @@ class InputError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class CannotWrite(InputError):
+    """What was computed cannot be kept where it should be: nothing more is to be computed before that is mended."""
+
+
 def known(kind: str, name: str, names: Iterable[str]) -> str:
     """Return `name` if it is one of `names`, else raise `InputError` with the nearest known one suggested.
 
@@ -31,7 +35,7 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
 
 def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """Return `value` if it is a whole number from `least` to `most`, else raise `InputError`."""
-    is_whole = isinstance(value, Integral)
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if is_whole and least <= value <= most:
         return int(value)
     limits = f"{least} or more" if most == math.inf else f"from {least} to {most}"
@@ -40,23 +44,34 @@ def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
 
 def positive(name: str, value: float) -> float:
     """Return `value` if it is a finite number greater than 0, else raise `InputError`."""
-    if not 0 < value < math.inf:
+    number = _number(value)
+    if not 0 < number < math.inf:
         raise InputError(f"{name} must be a finite number greater than 0, not {value!r}.")
-    return float(value)
+    return number
 
 
 def check_alpha(alpha: float) -> float:
     """Return the strength α of noise enhancement if it is a finite number of at least 1, else raise `InputError`."""
-    if not 1 <= alpha < math.inf:
+    number = _number(alpha)
+    if not 1 <= number < math.inf:
         raise InputError(f"alpha must be a finite number of at least 1 (1 is ordinary SGD), not {alpha!r}.")
-    return float(alpha)
+    return number
 
 
 def check_strength(a: float) -> float:
     """Return the noise strength a of SmoothOut if it is a finite number of at least 0, else raise `InputError`."""
-    if not 0 <= a < math.inf:
+    number = _number(a)
+    if not 0 <= number < math.inf:
         raise InputError(f"the noise strength a must be a finite number of at least 0 (0 is no noise), not {a!r}.")
-    return float(a)
+    return number
+
+
+def _number(value: Any) -> float:
+    """The value as a number; NaN, which is in no range, if it is none."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def check_batch_size(B: int, n: int) -> int:

@@ -156,7 +156,7 @@ def ghost_batch_norm_(model: nn.Module, group_size: int | None = None, *, miniba
         not know its features yet.
     """
     plain = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    ghosts = {layer: _ghost_of(layer, group_size, minibatches) for layer in plain}
+    ghosts: dict[nn.Module | None, nn.Module] = {layer: _ghost_of(layer, group_size, minibatches) for layer in plain}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # also what is there twice
             if child in ghosts:

@@ -77,7 +77,7 @@ def gradient_noise(objective: Objective, *, k: int = 10) -> GradientNoise:
     Raises
     ------
     InputError
-        If there is a single sample, the network mixes samples, or the gradients are not finite.
+        If there is a single sample, torch has no gradient of the network, or the gradients are not finite.
     """
     whole("k, the number of eigenvalues,", k, 1)
     n = _several(objective)
@@ -114,7 +114,7 @@ def noise_of_update(noise: GradientDiversity, B: float, *, alpha: float = 1.0, e
 
 
 def _several(objective: Objective) -> int:
-    n = len(objective.x)
+    n = objective.N
     if n < 2:
         raise InputError("gradients of a single sample have no noise: give at least two samples.")
     return n

@@ -61,7 +61,7 @@ def hessian_eigenvalues(
     """The `k` largest eigenvalues (not: in magnitude) of the Hessian, and the smallest, by the Lanczos method.
 
     A Ritz pair (θ, x) has an eigenvalue within |H x − θ x| (given as error, without rounding) of θ; that none is left
-    out is certain only after n products.  Raises `InputError` if one is not finite.
+    out is certain only after n products.  Raises `InputError` if one is not finite, or there is no second derivative.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def hessian_trace(objective: Objective, *, probes: int = 60, adaptive: bool = Fa
     adaptive : bool
         Σ_f (|w_f|²/n_f) tr H_f over filters or neurons f of n_f weights, what noise per filter feels.
     """
-    if probes < 6:
+    if not isinstance(probes, int) or probes < 6:
         raise InputError(f"the trace by hutch++ with a standard error takes at least 6 probes, not {probes}.")
     w = objective.weights
     generator = torch.Generator(w.device).manual_seed(seed)

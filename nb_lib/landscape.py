@@ -10,9 +10,10 @@ method `on`, so that both have the same weights and statistics of batch normaliz
 [1.0, 1.0, 9.0]
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from tqdm.auto import tqdm
 from nb_lib.errors import InputError, known
 from nb_lib.lab.data import Split
 from nb_lib.lab.device import hidden
+from nb_lib.lab.foreign import measurable
+from nb_lib.lab.losses import cross_entropy
 from nb_lib.objective import Objective, flattened
 
 BETWEEN = ("interpolated", "reestimated")
@@ -90,6 +93,7 @@ def interpolate(
     positions: Positions,
     *,
     batch_norm: str = "interpolated",
+    criterion: Callable[[Any, Tensor], Tensor] = cross_entropy,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Loss and accuracy of the network (1−t) first + t second: columns data, t, loss, accuracy.
@@ -103,6 +107,8 @@ def interpolate(
     batch_norm : {"interpolated", "reestimated"}
         Running statistics: with the weights, as in the published figures (a variance that would become negative is
         0), or anew at every t on the first of the splits.
+    criterion : callable
+        The loss of each sample, as for an `Objective`.
 
     Raises
     ------
@@ -110,16 +116,19 @@ def interpolate(
         If the networks do not have the same weights, or there is nothing to evaluate.
     """
     known("treatment of batch normalization", batch_norm, BETWEEN)
-    start, end = first.state_dict(), second.state_dict()
+    if not splits:
+        raise InputError("a landscape needs data: give at least one split.")
+    network = measurable(first)
+    start, end = network.state_dict(), measurable(second).state_dict()
     if _shapes(start) != _shapes(end):
         raise InputError("the networks differ in architecture: there is nothing between them.")
-    network = deepcopy(first)
+    start = deepcopy(start)  # apart from the network, which moves
     treatment = "stored" if batch_norm == "interpolated" else batch_norm
     reference, *_ = splits.values()
     rows = []
     for t in tqdm(positions, desc="interpolating", disable=hidden(progress)):
         network.load_state_dict({name: _between(name, start[name], end[name], float(t)) for name in start})
-        objective = Objective(network, reference.x, reference.y, batch_norm=treatment)
+        objective = Objective(network, reference.x, reference.y, criterion=criterion, batch_norm=treatment)
         for name, split in splits.items():
             loss, accuracy = objective.on(split.x, split.y)(objective.weights)
             rows.append([name, float(t), float(loss), float(accuracy)])
@@ -164,13 +173,13 @@ def _measured(
     return pd.DataFrame(rows, columns=["data", *names, "loss", "accuracy"])
 
 
-def _shapes(state: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    return [(name, tensor.shape) for name, tensor in state.items()]
+def _shapes(state: Mapping[str, Any]) -> list[tuple[str, torch.Size | None]]:
+    return [(name, entry.shape if isinstance(entry, Tensor) else None) for name, entry in state.items()]
 
 
-def _between(name: str, first: Tensor, second: Tensor, t: float) -> Tensor:
-    """The point t of the line from one entry of a network's state to the other; counters stay as they are."""
-    if not first.is_floating_point():
+def _between(name: str, first: Any, second: Any, t: float) -> Any:
+    """The point t of the line from one entry of a network's state to the other; what is no real numbers stays."""
+    if not (isinstance(first, Tensor) and (first.is_floating_point() or first.is_complex())):
         return first
-    point = torch.lerp(first, second, t)
+    point = torch.lerp(first, second.to(first), t)
     return point.clamp(min=0) if name.endswith("running_var") else point

@@ -12,6 +12,7 @@
 
 from torch import nn
 
+from nb_lib.errors import whole
 from nb_lib.gradient_noise import gradient_diversity
 from nb_lib.hessian import hessian_eigenvalues, hessian_trace
 from nb_lib.lab.data import Data
@@ -60,6 +61,8 @@ def measures(
     dict
         By the keys of `NAMES`, and "samples" and "hessian_samples", the numbers of samples used.
     """
+    whole("samples", samples, 1)
+    whole("hessian_samples", hessian_samples, 1)
     train = Objective(model, data.train.x[:samples], data.train.y[:samples])
     test = train.on(data.test.x[:samples], data.test.y[:samples])
     fewer = min(samples, hessian_samples)

@@ -12,39 +12,27 @@ itself, its mode, buffers and gradients and torch's random state cannot change, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from copy import copy, deepcopy
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nb_lib.errors import InputError, known, whole
-from nb_lib.lab.batch_statistics import batch_norms, reestimate
-from nb_lib.lab.device import initial_random_state, precision, random_state
+from nb_lib.lab.batch_statistics import reestimate
+from nb_lib.lab.foreign import PlainWeightNorm, explained, measurable, network_at, plainly, quiet
+from nb_lib.lab.losses import Value, cross_entropy
+from nb_lib.lab.samples import Index, Samples, feed, part, taken
+from nb_lib.lab.trials import require_a_function, require_a_hessian, require_gradients, vectorizes
 from nb_lib.lab.weight_vector import FlatParameters, Selection
 
 _IN_CACHE = 500  # samples whose activations stay in a processor's cache, which saves a fifth of a forward pass
-
-
-class Value(NamedTuple):
-    """What a network does at one point, or with a leading axis at several."""
-
-    loss: Tensor  # mean over the samples, float64
-    accuracy: Tensor  # fraction of the samples, float64; NaN if the outputs are not one score a class
-
-    @classmethod
-    def stack(cls, values: Sequence["Value"]) -> "Value":
-        """Values at single points as one, with a leading axis."""
-        return cls(torch.stack([v.loss for v in values]), torch.stack([v.accuracy for v in values]))
-
-
-def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each sample, in nats."""
-    return F.cross_entropy(outputs, y, reduction="none")
+_MISFIT = "the network, x, y and the criterion do not fit together: criterion(model(x), y) must be one loss a sample"
+_NOT_TWICE = "torch has no second derivative of this network: replace the layer or operation that torch speaks of"
 
 
 class Objective:
@@ -56,10 +44,12 @@ class Objective:
     ----------
     model : torch.nn.Module
         In evaluation mode.
-    x, y : Tensor, shape [N, ...], [N]
-        Samples, on the model's device.
+    x : Tensor, shape [N, ...], or tuple or dict of such
+        Samples, on the model's device, given to it as ``model(x)``, ``model(*x)`` or ``model(**x)``.
+    y : Tensor, shape [N, ...]
+        One target for each.
     criterion : callable
-        ``f(outputs, y) -> [N]``, the loss of each sample.
+        ``f(outputs, y) -> [N]``, the loss of each sample, from whatever the network gives.
     include : str or callable
         Which of the trainable parameters w holds (see `nb_lib.lab.weight_vector`); the others stay as they are.
     batch_norm : {"reestimated", "stored"}
@@ -75,51 +65,45 @@ class Objective:
     Raises
     ------
     InputError
-        If the network is in training mode, has weights in half precision or a loss that is random also in evaluation
-        mode, or if there are no samples, or `x`, `y`, the model and the criterion do not fit together.
+        If the network is in training mode, computes in half precision or mixes samples, or its loss is random also in
+        evaluation mode, or if there are no samples, or `x`, `y`, the model and the criterion do not fit together.
+        Derivatives also raise it if torch has none of this network.
     """
+
+    fast_attention = True  # torch's kernels without gradients, where they give the same
+    fused_weight_norm = True
+    differentiable = twice_differentiable = False  # as far as was tried
 
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
+        x: Samples,
         y: Tensor,
         *,
-        criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        criterion: Callable[[Any, Tensor], Tensor] = cross_entropy,
         include: Selection = "all",
         batch_norm: str = "reestimated",
         chunk: int = 10_000,
     ) -> None:
         known("treatment of batch normalization", batch_norm, ["reestimated", "stored"])
-        if any(module.training for module in model.modules()):
-            raise InputError("the network is in training mode, where its loss is random: call model.eval() first.")
-        if any(layer.running_mean is None for layer in batch_norms(model)):
-            raise InputError(
-                "batch normalization without running statistics makes a sample's loss depend on the others: "
-                "build it with track_running_stats=True."
-            )
         self.criterion = criterion
         self.chunk = whole("chunk, the most samples in memory at once,", chunk, 1)
-        self.model = deepcopy(model)
+        self.model = measurable(model)
         self.flat = FlatParameters(self.model, include)
         self.model.requires_grad_(False)
         for parameter in self.flat.parameters:
             parameter.requires_grad_(True)
         self.weights = self.flat.clean
-        if self.weights.itemsize < 4:
-            raise InputError(
-                f"sharpness drowns in the rounding of {self.weights.dtype}: call model.float() before measuring."
-            )
         self._take(x, y)
-        self._check_repeatable()
+        require_a_function(self, model)
         if batch_norm == "reestimated":
-            with self._exact():
-                reestimate(self.model, x.split(chunk))
+            with self.exact():
+                reestimate(self.model, [x for x, _ in self.chunks()])
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def on(self, x: Tensor, y: Tensor) -> "Objective":
+    def on(self, x: Samples, y: Tensor) -> "Objective":
         """The same network, with the same statistics of batch normalization, on other samples."""
         other = copy(self)
         other.__dict__.pop("start", None)  # known of these samples only
@@ -141,7 +125,7 @@ class Objective:
         """Loss and accuracy at w [n]."""
         most = _IN_CACHE if w.device.type == "cpu" else self.chunk
         with self.at(w):
-            total = Value.stack([self._sums(self.model(x), y) for x, y in self.chunks(most)])
+            total = Value.stack([self._sums(self.outputs(x), y) for x, y in self.chunks(most)])
         return Value(total.loss.sum() / self.N, total.accuracy.sum() / self.N)
 
     @torch.no_grad()
@@ -149,18 +133,19 @@ class Objective:
         """Loss and accuracy at each of the points [K, n], shapes [K]; side by side where the device has room."""
         self._check(points, 2)
         together = self.chunk // self.N
-        if points.device.type == "cpu" or together <= 1:  # one after the other is as fast
+        if points.device.type == "cpu" or together <= 1 or not self.vectorizes:  # one after the other is as fast
             return Value.stack([self(w) for w in points])
-        return self._side_by_side(points, together)
+        return self.side_by_side(points, together)
 
     @torch.enable_grad()
     def gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Loss at w [n] and its gradient [n]."""
+        self.require_gradients()
         loss = torch.zeros((), dtype=torch.float64, device=w.device)
         gradient = torch.zeros_like(self.weights)
         with self.at(w):
             for x, y in self.chunks():
-                total = self.losses(self.model(x), y).double().sum()
+                total = self.losses(self.outputs(x), y).double().sum()
                 parts = torch.autograd.grad(total, self.flat.parameters, materialize_grads=True)
                 loss += total.detach()
                 gradient += flattened(parts)
@@ -172,23 +157,28 @@ class Objective:
         If one chunk holds all samples it keeps their gradient's graph, which spares each product two passes.
         """
         self._check(w)
-        leaves = [part.requires_grad_() for part in self.tensors(w.detach().clone())]
+        self.require_gradients()
+        if not self.twice_differentiable:
+            require_a_hessian(self)
+            self.twice_differentiable = True
+        network = network_at(self.model, dict(zip(self.flat.names, self.tensors(w), strict=True)))
+        leaves = [network.get_parameter(name) for name in self.flat.names]
 
         @torch.enable_grad()
-        def gradients(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:  # one a parameter
-            loss = self.losses(self.outputs(leaves, x), y).double().sum()
+        def gradients(x: Samples, y: Tensor) -> tuple[Tensor, ...]:  # one a parameter
+            loss = self.losses(self.outputs(x, network), y).double().sum()
             return torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
 
         kept = []
         if self.chunk >= self.N:
-            with self._exact():
+            with self._twice():
                 kept.append(gradients(self.x, self.y))
 
         def product(v: Tensor) -> Tensor:
             self._check(v)
             direction = self.tensors(v)
             total = torch.zeros_like(v)
-            with self._exact():
+            with self._twice():
                 for graph in kept or (gradients(x, y) for x, y in self.chunks()):
                     total += flattened(_derivative(graph, leaves, direction))
             return total / self.N
@@ -209,50 +199,76 @@ class Objective:
     def at(self, w: Tensor) -> Iterator[None]:
         """Inside, `model` has the weights w [n], and products are taken in full precision."""
         self._check(w)
-        with self._exact(), self.flat.at(w):
+        with self.exact(), self.flat.at(w):
             yield
 
-    def chunks(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def exact(self) -> AbstractContextManager[None]:
+        """Inside, products are taken in full precision, and the network is a function that torch can differentiate."""
+        return plainly(self.model, self.weights.device, self.fast_attention)
+
+    def part(self, index: Index) -> tuple[Samples, Tensor]:
+        """Some samples and their targets."""
+        return part(self.x, index), self.y[index]
+
+    def chunks(self, most: int | None = None) -> Iterator[tuple[Samples, Tensor]]:
         """All samples, at most `chunk` of them (and at most `most`) at a time: x and y of each part."""
         size = min(self.chunk, most or self.chunk)
-        return zip(self.x.split(size), self.y.split(size), strict=True)
+        for first in range(0, self.N, size):
+            yield self.part(slice(first, first + size))
 
-    def outputs(self, parameters: Iterable[Tensor], x: Tensor) -> Tensor:
-        """What the network gives for `x` with these parameters, in the shapes of `tensors`; differentiable."""
+    def outputs(self, x: Samples, network: Callable[..., Any] | None = None) -> Any:
+        """What the network gives for `x` where it is, or what another network gives."""
+        with explained(_MISFIT):
+            return feed(self.model if network is None else network, x)
+
+    def network_with(self, parameters: Iterable[Tensor]) -> Callable[..., Any]:
+        """The network as a function of samples with these parameters, in the shapes of `tensors`, for `torch.func`."""
         named = dict(zip(self.flat.names, parameters, strict=True))
-        return functional_call(self.model, named, (x,))
+        return lambda *args, **kwargs: functional_call(self.model, named, args, kwargs)
 
-    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def losses(self, outputs: Any, y: Tensor) -> Tensor:
         """Loss of each sample [N]; raises `InputError` if the criterion averages, which a mean of chunks would hide."""
-        losses = self.criterion(outputs, y)
-        if losses.shape != y.shape[:1]:
+        with explained(_MISFIT):
+            losses = self.criterion(outputs, y)
+            shape = list(losses.shape)
+        if shape != [len(y)]:
             raise InputError(
-                f"the criterion must give one loss a sample, {len(y)} here, not shape {list(losses.shape)}: "
-                "with torch's own, reduction='none'."
+                f"the criterion must give one loss a sample, {len(y)} here, not shape {shape}: "
+                "with torch's own, reduction='none'; in a network, squeeze(-1) instead of squeeze()."
             )
         return losses
 
-    def _sums(self, outputs: Tensor, y: Tensor) -> Value:
-        """Sums of loss and of right answers over some samples."""
-        loss = self.losses(outputs, y).double().sum()
-        classifies = outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
-        if not classifies:
-            return Value(loss, torch.full_like(loss, torch.nan))
-        right = outputs.argmax(1) == y
-        return Value(loss, right.double().sum())
+    def require_gradients(self) -> None:
+        """Raise `InputError` unless torch has the gradient of this network; tried once."""
+        if torch.is_inference_mode_enabled() or not self.differentiable:
+            require_gradients(self)
+            self.differentiable = True
 
-    def _side_by_side(self, points: Tensor, together: int) -> Value:
+    @cached_property
+    def vectorizes(self) -> bool:
+        """Whether `torch.func` computes what the network does."""
+        return vectorizes(self)
+
+    def _sums(self, outputs: Any, y: Tensor) -> Value:
+        return Value.total(self.losses(outputs, y), outputs, y)
+
+    def side_by_side(self, points: Tensor, together: int) -> Value:
         """Values at the points [K, n], from one pass over all samples for each so many points."""
 
         def sums(w: Tensor) -> Value:
-            return self._sums(self.outputs(self.tensors(w), self.x), self.y)
+            network = self.network_with(self.tensors(w))
+            return self._sums(self.outputs(self.x, network), self.y)
 
-        with self._exact():
+        with self.exact(), quiet():
             total = vmap(sums, chunk_size=together)(points)
         return Value(total.loss / self.N, total.accuracy / self.N)
 
-    def _exact(self) -> AbstractContextManager[None]:
-        return precision("float32", self.weights.device)
+    @contextmanager
+    def _twice(self) -> Iterator[None]:
+        """Inside, what can be differentiated twice is, without the kernels of attention that cannot."""
+        weight_norm = nullcontext() if self.fused_weight_norm else PlainWeightNorm()
+        with self.exact(), sdpa_kernel(SDPBackend.MATH), weight_norm, explained(_NOT_TWICE):
+            yield
 
     def _check(self, points: Tensor, ndim: int = 1) -> None:
         own = self.weights
@@ -263,32 +279,17 @@ class Objective:
                 f"{own.device}, not {list(points.shape)} of {points.dtype} on {points.device}."
             )
 
-    def _take(self, x: Tensor, y: Tensor) -> None:
-        if len(x) == 0 or len(x) != len(y):
-            raise InputError(
-                f"a loss needs samples and one target for each, not {len(x)} samples and {len(y)} targets."
-            )
-        home = self.weights.device
-        if {x.device, y.device} != {home}:
-            raise InputError(f"the samples must lie on the model's device, {home}: move them there first.")
-        self.x, self.y, self.N = x, y, len(x)
-
-    @torch.no_grad()
-    def _check_repeatable(self) -> None:
-        x, y = self.x[:100], self.y[:100]
-        with self._exact(), random_state(x.device, initial_random_state(x.device, 0)):
-            first = self.losses(self.model(x), y)
-            again = self.losses(self.model(x), y)
-        if not torch.allclose(first, again, equal_nan=True):
-            raise InputError("the loss is random also in evaluation mode: take what draws out of the network first.")
+    def _take(self, x: Samples, y: Tensor) -> None:
+        self.x, self.y = taken(x, y, self.weights.device)
+        self.N = len(self.y)
 
 
 def flattened(tensors: Iterable[Tensor]) -> Tensor:
-    """Concatenate tensors, such as gradients by parameter, into one vector."""
-    return torch.cat([t.reshape(-1) for t in tensors])
+    """Concatenate tensors, such as gradients by parameter, sparse ones too, into one vector."""
+    return torch.cat([t.to_dense().reshape(-1) for t in tensors])
 
 
-def _derivative(gradients: Sequence[Tensor], leaves: list[Tensor], direction: list[Tensor]) -> Sequence[Tensor]:
+def _derivative(gradients: Sequence[Tensor], leaves: Sequence[Tensor], direction: list[Tensor]) -> Sequence[Tensor]:
     """Derivative of the gradients along a direction; those that are constant, as of an unused layer, have none."""
     varying = [g for g in gradients if g.requires_grad]
     if not varying:

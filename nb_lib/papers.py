@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nb_lib.errors import known
+from nb_lib.errors import InputError, known, whole
 from nb_lib.lab.runs import Run
 from nb_lib.protocols import PROTOCOLS, SCALES, SIZES, Fields, Size, not_none, protocol, regime
 
@@ -29,6 +29,7 @@ __all__ = [
     "method_in_words",
     "overview",
     "protocol",
+    "run",
 ]
 
 _A, _ADAPTIVE_A = 0.0375, 0.15  # SmoothOut's and AdaSmoothOut's strengths, throughout the paper
@@ -183,7 +184,8 @@ def grid(name: str, scale: str = "full", *, seeds: int | None = None, **given: A
     seeds : int, optional
         None takes the scale's own number.
     **given
-        Fields of `Run` that shall differ from the protocol, as ``precision="tf32"``; None leaves one as it is.
+        Fields of `Run` that shall differ from the protocol, as ``precision="tf32"``; None leaves one as it is.  Those
+        in which the cells differ are refused.
 
     Examples
     --------
@@ -205,17 +207,26 @@ def matching(name: str) -> list[str]:
 def _runs(grid: Grid, scale: str, seeds: int | None, given: Fields) -> list[Run]:
     """The runs of one grid, with seeds counted up from the `given` one or 0."""
     size = grid.size(scale)
-    common = {"seed": 0, **protocol(grid.network), **size.fields, **not_none(given)}
+    given = not_none(given)
+    common = {"seed": 0, **protocol(grid.network), **size.fields, **given}
     cells = [common | cell for cell in grid.at(scale)]
-    numbers = range(size.seeds if seeds is None else seeds)
-    return [Run.from_dict(_cut(cell | {"seed": cell["seed"] + number})) for number in numbers for cell in cells]
+    for name in given:
+        if any(name in cell for cell in grid.at(scale)):
+            raise InputError(f"{name} is not to be given: it is what {grid.doc} compares.")
+    numbers = range(size.seeds if seeds is None else whole("seeds", seeds, 1))
+    return [run(**cell | {"seed": cell["seed"] + number}) for number in numbers for cell in cells]
 
 
-def _cut(run: Fields) -> Fields:
-    """Leave out how a batch is cut where it is no larger than a part, so that it makes no other run of it."""
-    if run["batch_size"] > run.get("noise_batch", math.inf):
-        return run
-    return {name: value for name, value in run.items() if name != "cutting"}
+def run(**fields: Any) -> Run:
+    """The `Run` of a protocol's fields with a batch size, and others.
+
+    How a batch is cut is left out where it is no larger than a part, so that it makes no other run of it.
+    """
+    B = fields.get("batch_size", Run.batch_size)
+    part = fields.get("noise_batch", math.inf)
+    if part >= B:
+        fields.pop("cutting", None)
+    return Run.from_dict(fields)
 
 
 def method_in_words(fields: Mapping[Any, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from nb_lib.errors import InputError
 from nb_lib.lab.data import Data, Split
-from nb_lib.lab.files import write_atomically
+from nb_lib.lab.files import place, read_text, write_atomically
 from nb_lib.lab.provenance import provenance
 from nb_lib.lab.runs import Run
 from nb_lib.landscape import filter_normalized_direction, loss_line
@@ -107,9 +107,8 @@ def profile_of(
 
 def save_profiles(profiles: Iterable[Profile], path: str | Path) -> int:
     """Add profiles to a file of them; of a run that it has already the new one counts.  How many it has then."""
-    path = Path(path)
-    there = load_profiles(path) if path.exists() else []
-    of_run = {one.run: one for one in [*there, *profiles]}
+    path = place(path)
+    of_run = {one.run: one for one in [*stored_profiles(path), *profiles]}
     lines = [json.dumps(_as_json(one), sort_keys=True, allow_nan=False) for one in of_run.values()]
     entries = ",\n".join(sorted(lines))
     content = f"[\n{entries}\n]\n".encode()
@@ -117,16 +116,24 @@ def save_profiles(profiles: Iterable[Profile], path: str | Path) -> int:
     return len(of_run)
 
 
+def stored_profiles(path: str | Path) -> list[Profile]:
+    """Profiles of a file to which others can be added; none if it is not there yet."""
+    path = place(path)
+    return load_profiles(path) if path.exists() else []
+
+
 def load_profiles(path: str | Path) -> list[Profile]:
     """Read a file of profiles; an `InputError` if it is none, or not there."""
+    text = read_text(place(path))
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(text)
         if not isinstance(entries, list):
             raise TypeError
         return [_from_json(entry) for entry in entries]
-    except OSError as error:
-        raise InputError(f"cannot read the profiles in {path}: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except InputError as error:
+        reason = str(error).removesuffix(".")
+        raise InputError(f"{path} was written by another version ({reason}): update nb_lib.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a file of profiles as `python -m nb_lib profile` writes them.") from error
 
 
@@ -136,6 +143,8 @@ def table(profiles: Iterable[Profile]) -> pd.DataFrame:
     for one in profiles:
         fields = {name: getattr(one.run, name) for name in _FIELDS}
         parts.append(one.curves.assign(**fields))
+    if not parts:
+        raise InputError("there are no profiles to show: measure some with `python -m nb_lib profile`.")
     return pd.concat(parts, ignore_index=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from nb_lib.errors import known
 from nb_lib.lab.names import residual_blocks
+from nb_lib.lab.text import read
 
 Fields = dict[str, Any]  # some fields of a `Run`
 
@@ -24,7 +25,8 @@ _SMOOTHOUT: Fields = {"optimizer": "adam", "lr": 1e-3, **_AUTHORS_CODE}  # Smoot
 def regime(epochs: int) -> Fields:
     """Hoffer's learning rates, a tenth from epochs 81, 122 and 164 of 200 on, for longer or shorter training."""
     drops = ((81, 0.01), (122, 0.001), (164, 0.0001))
-    return {"epochs": epochs, "lr_steps": tuple((round(epoch * epochs / 200), lr) for epoch, lr in drops)}
+    steps = [(round(epoch * epochs / 200), lr) for epoch, lr in drops]
+    return {"epochs": epochs, "lr_steps": tuple((epoch, lr) for epoch, lr in steps if 0 < epoch < epochs)}
 
 
 # SmoothOut, Table II: momentum, the learning rate scaled to the batch, and trained longer, which is twice the epochs
@@ -50,11 +52,19 @@ PROTOCOLS: dict[str, Fields] = {
 def protocol(network: str, **given: Any) -> Fields:
     """Fields of a `Run` that train `network` as published; what is `given`, and not None, goes first.
 
-    Residual networks of other depths are trained as ResNet44.
+    A quarter of C1 is trained as C1, residual networks of other depths as ResNet44; their rates fall at the same
+    shares of other epochs.
+
+    >>> protocol("resnet8", epochs=100)["lr_steps"]
+    ((40, 0.01), (61, 0.001), (82, 0.0001))
     """
-    like = "resnet44" if residual_blocks(network) else known("network", network, PROTOCOLS)
+    named = "resnet44" if residual_blocks(network) else network.removesuffix("-quarter")
+    like = known("network", named, PROTOCOLS)
     fields = PROTOCOLS[like]
-    return {"network": network, **fields, **not_none(given)}
+    given = not_none(given)
+    if "lr_steps" in fields and "epochs" in given:
+        fields = fields | regime(read("epochs", given["epochs"], int))
+    return {"network": network, **fields, **given}
 
 
 def not_none(given: Fields) -> Fields:

@@ -5,9 +5,9 @@ there is one position t, ⟨g_i, g_j⟩ = ⟨a_i, a_j⟩ ⟨d_i, d_j⟩, as for 
 are formed, some samples at a time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import chain
 
 import torch
@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from nb_lib.errors import InputError
-from nb_lib.lab.layer_factors import Factor, LayerFactors, layer_calls, require_separate_samples, widest_factor
-from nb_lib.objective import Objective
+from nb_lib.lab.foreign import quiet
+from nb_lib.lab.layer_factors import Factor, LayerFactors, layer_calls, widest_factor
+from nb_lib.lab.samples import Samples, each, part
+from nb_lib.lab.trials import close
+from nb_lib.objective import Objective, flattened
 
 NUMBERS = 2**25  # in the largest intermediate array (128 MiB in single precision)
 Part = tuple[slice, Iterable[Factor]]  # which samples, and the factors of their gradients, one a parameter
@@ -28,7 +31,7 @@ def squared_gradient_norms(objective: Objective) -> Tensor:
     Raises
     ------
     InputError
-        If the network mixes samples, or the gradients are not finite.
+        If torch has no gradient of the network, or the gradients are not finite.
 
     Examples
     --------
@@ -48,7 +51,7 @@ def squared_gradient_norms(objective: Objective) -> Tensor:
 
 def gram(objective: Objective) -> Tensor:
     """Inner products ⟨g_i, g_j⟩ of all gradients, shape [N, N], float64; errors as for the norms."""
-    n = len(objective.x)
+    n = objective.N
     device = objective.weights.device
     products = torch.empty(n, n, dtype=torch.float64, device=device)
     with _gradients(objective) as gradients:
@@ -67,7 +70,7 @@ def projections(objective: Objective, count: int = 100, *, seed: int = 0) -> Ten
 
     From these `gradient_noise.minibatch_noise` makes the noise of every batch size and every α.
     """
-    if count < 1:
+    if not isinstance(count, int) or count < 1:
         raise InputError(f"at least 1 direction is needed, not {count}.")
     found = []
     with _gradients(objective) as gradients:
@@ -106,30 +109,43 @@ class _Gradients:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.widest = widest_factor(objective)  # None: the layers do not factor the gradients
+        self.tried = torch.arange(3, device=objective.y.device) % objective.N
+        x, y = objective.part(self.tried)
+        _finite(objective.losses(objective.outputs(x), y))
+        self.widest = widest_factor(objective, x)  # None: the layers do not factor the gradients
         numbers = len(objective.weights) if self.widest is None else self.widest
         fitting = NUMBERS // numbers
         self.size = max(1, min(objective.chunk, fitting))
 
+    @cached_property
+    def formed(self) -> Callable[[Objective, Samples, Tensor], Tensor]:
+        """The quickest way to form gradients of this network, tried on some samples."""
+        x, y = self.objective.part(self.tried[: self.size])
+        expected = _one_by_one(self.objective, x, y)
+        try:
+            found = _side_by_side(self.objective, x, y)
+        except Exception:  # torch has no rule for some layer
+            return _one_by_one
+        return _side_by_side if close(found, expected) else _one_by_one
+
     def parts(self, start: int = 0) -> Iterator[Part]:
         """Those of the samples from `start` on."""
-        x = self.objective.x
-        y = self.objective.y
-        n = len(x)
+        n = self.objective.N
         for first in range(start, n, self.size):
             stop = min(first + self.size, n)
             part = slice(first, stop)
-            factors = self._factors(x[part], y[part])
+            x, y = self.objective.part(part)
+            factors = self._factors(x, y)
             yield part, factors
 
-    def _factors(self, x: Tensor, y: Tensor) -> Iterable[Factor]:
+    def _factors(self, x: Samples, y: Tensor) -> Iterable[Factor]:
         objective = self.objective
 
         def loss(outputs: Tensor) -> Tensor:
             return objective.losses(outputs, y).sum()
 
         if self.widest is None:  # whole gradients are factors, too: of one parameter with a single row
-            a = _formed_gradients(objective, x, y)[:, None]
+            a = self.formed(objective, x, y)[:, None]
             one = torch.ones_like(a[..., :1])
             return [Factor(a, one)]
         calls = layer_calls(objective, x, loss)
@@ -139,24 +155,41 @@ class _Gradients:
 @contextmanager
 def _gradients(objective: Objective) -> Iterator[_Gradients]:
     """Those at the objective's weights, to be asked for inside only: the network is there."""
+    objective.require_gradients()
     with torch.enable_grad(), objective.at(objective.weights):
-        require_separate_samples(objective)
         yield _Gradients(objective)
 
 
-def _formed_gradients(objective: Objective, x: Tensor, y: Tensor) -> Tensor:
+def _side_by_side(objective: Objective, x: Samples, y: Tensor) -> Tensor:
     """The gradient of every sample, one a row."""
 
-    def loss(parameters: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = objective.outputs(parameters, x[None])
+    def loss(parameters: list[Tensor], x: Samples, y: Tensor) -> Tensor:
+        network = objective.network_with(parameters)
+        outputs = objective.outputs(each(x, _alone), network)
         losses = objective.losses(outputs, y[None])
         return losses.sum()
 
     of_each_sample = vmap(grad(loss), (None, 0, 0))
     parameters = objective.tensors(objective.weights)
-    gradients = of_each_sample(parameters, x, y)
-    rows = [g.flatten(1) for g in gradients]
+    with quiet():
+        gradients = of_each_sample(parameters, x, y)
+    rows = [g.reshape(len(y), -1) for g in gradients]
     return torch.cat(rows, 1)
+
+
+def _one_by_one(objective: Objective, x: Samples, y: Tensor) -> Tensor:
+    """The same, sample after sample, for networks that torch.func cannot take."""
+    rows = []
+    for i in range(len(y)):
+        alone = slice(i, i + 1)
+        losses = objective.losses(objective.outputs(part(x, alone)), y[alone])
+        gradients = torch.autograd.grad(losses.sum(), objective.flat.parameters, materialize_grads=True)
+        rows.append(flattened(gradients))
+    return torch.stack(rows)
+
+
+def _alone(sample: Tensor) -> Tensor:
+    return sample[None]
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

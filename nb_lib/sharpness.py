@@ -182,7 +182,7 @@ def _ahead(climb: Climb, y: Tensor, parts: Sequence[Tensor]) -> Tensor:
     y = climb.moved(y, slopes)
     total = torch.zeros_like(y)
     for part in parts:
-        _, slopes = f.on(f.x[part], f.y[part]).gradient(f.weights + y)
+        _, slopes = f.on(*f.part(part)).gradient(f.weights + y)
         total += slopes
         y = climb.moved(y, slopes)
     return climb.moved(y, total)

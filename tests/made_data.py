@@ -36,27 +36,27 @@ def write_mnist(root, folder="MNIST", train=60, test=20):
     return arrays
 
 
-def write_cifar(root, name, monkeypatch):
+def write_cifar(root, name, monkeypatch, times=1):
     """Small pickled batches in torchvision's layout, with the class's MD5 sums replaced by theirs.
 
+    A training batch has so many `times` an image of each class, and a batch of the test set one.
     Those of CIFAR-100 have labels of two kinds, as published: of 100 fine classes and of the 20 that five make up.
     """
     dataset = CIFAR[name]
     k = 10 if name == "cifar10" else 100
-    labels = list(range(k))
-    if name == "cifar10":
-        kinds = {"labels": labels}
-        classes = {}
-    else:
-        kinds = {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
-        classes = {"coarse_label_names": [f"coarse class {i}" for i in range(20)]}
-    classes[dataset.meta["key"]] = [f"class {i}" for i in labels]
+    classes = {dataset.meta["key"]: [f"class {i}" for i in range(k)]}
+    if name == "cifar100":
+        classes["coarse_label_names"] = [f"coarse class {i}" for i in range(20)]
     (root / dataset.base_folder).mkdir(parents=True)
     arrays = {}
     for which in ("train_list", "test_list"):
         images = []
+        labels = list(range(k)) * (times if which == "train_list" else 1)
+        kinds = {"labels": labels}
+        if name == "cifar100":
+            kinds = {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
         for i, (file, _) in enumerate(getattr(dataset, which)):
-            batch = pixels(k, 3072, seed=i + len(which))
+            batch = pixels(len(labels), 3072, seed=i + len(which))
             images.append(batch)
             content = {"data": batch, "batch_label": file, **kinds}
             dump_cifar(root, name, file, content, monkeypatch)

@@ -1,16 +1,12 @@
-"""The built book is whole, executed, accessible and self-contained; and building it notices what changed."""
+"""The built book is whole, executed, accessible and self-contained."""
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from pkgutil import resolve_name
 from urllib.parse import unquote, urlsplit
 
-import nbformat
 import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -192,73 +188,3 @@ def test_names_on_the_notation_page_exist():
     assert {"ne-f1", "smoothout-c3", "resnet44", "resnet8"} <= set(networks)
     for name in networks:
         check_network(name)
-
-
-def test_results_have_one_key_in_nbval_and_in_the_build():
-    """Else the notebooks would be executed twice: pytest also finds the package's metadata in the working folder."""
-    keys = {
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for code in (
-            "from book import build; print(build.results_key())",
-            "import sys; sys.path[0] = 'book'; import build; print(build.results_key())",
-        )
-    }
-    assert len(keys) == 1
-
-
-def test_build_notices_what_changed_and_takes_what_nbval_has_executed(tmp_path):
-    root = tmp_path / "a book"
-    droppings = shutil.ignore_patterns("data", "*.md", "__pycache__")
-    shutil.copytree(ROOT / "book", root / "book", ignore=droppings)
-    for name in ("_config.yml", "pyproject.toml"):
-        shutil.copy(ROOT / name, root)
-    (root / "_toc.yml").write_text("format: jb-book\nroot: notebooks/page\n")
-    library = root / "nb_lib/__init__.py"
-    library.parent.mkdir()
-    library.write_text("NUMBER = 41\n")
-    code = "import sys\nsys.path.insert(0, '..')\nimport nb_lib\nprint('answer', nb_lib.NUMBER + 1)"
-    cells = [nbformat.v4.new_markdown_cell("# A page"), nbformat.v4.new_code_cell(code)]
-    (root / "notebooks").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks/page.ipynb")
-    page = root / "_build/html/notebooks/page.html"
-
-    def run(*command):
-        command = [sys.executable, *command]
-        done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return done.returncode, done.stdout
-
-    def build():
-        return run(root / "book/build.py")
-
-    def nbval():
-        return run("-m", "pytest", "-p", "book.keep_outputs", "--nbval-lax", "--nbval-current-env", "notebooks")
-
-    status, log = build()
-    assert status == 0, log
-    assert "Executing notebooks/page.ipynb" in log
-    assert "answer 42" in page.read_text()
-
-    status, log = build()
-    assert status == 0, log
-    assert "up to date" in log
-    assert "Executing" not in log
-
-    # The notebook, which is all that jupyter-cache looks at, stays as it is, but now it has another answer.
-    library.write_text("NUMBER = 42\n")
-    status, log = nbval()
-    assert status == 0, log
-    status, log = build()
-    assert status == 0, log
-    assert "Executing" not in log
-    assert "answer 43" in page.read_text()
-
-    # Now it raises, which nbval finds and leaves to the build.
-    library.write_text("NUMBER = 'forty-one'\n")
-    status, log = nbval()
-    assert status != 0
-    assert "TypeError" in log
-    status, log = build()
-    assert status != 0
-    assert "Executing notebooks/page.ipynb" in log
-    for clue in ("notebooks/page.ipynb failed", "print('answer', nb_lib.NUMBER + 1)", "TypeError"):
-        assert clue in log

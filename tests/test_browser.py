@@ -351,6 +351,29 @@ def test_play_ends_at_the_last_value_and_starts_again_from_the_first(name, sampl
     assert figure.index(control) == figure.last(control)
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_words_show_where_nothing_draws_the_figure(drawn, tmp_path, monkeypatch, browser):
+    forms = []
+    monkeypatch.setattr(explore, "display", lambda bundle, raw: forms.append(bundle["text/html"]))
+    explore.show(go.Figure(go.Scatter(y=[1, 2]), {"template": "nb"}), alt="A line.")
+    for name in ("explore.js", "explore.css"):
+        (tmp_path / name).symlink_to(ROOT / "book/_assets" / name)
+    (tmp_path / "plotly.min.js").symlink_to(Path(plotly.__file__).parent / "package_data/plotly.min.js")
+    script = '<script src="explore.js"></script>' if drawn else ""
+    style = '<link rel="stylesheet" href="explore.css">'
+    (tmp_path / "one.html").write_text(page(f"{style}{forms[0]}{script}"), "utf-8")
+    with served(tmp_path) as address:
+        browser.get(f"{address}/one.html")
+        words = browser.find_elements(By.CLASS_NAME, "nbx-words")
+        assert browser.find_element(By.CLASS_NAME, "nbx-plot").size["height"] == 420  # nothing moves when it is drawn
+        assert not any(one.is_displayed() for one in words)  # at once: nothing flashes
+        if drawn:
+            assert not words
+        else:
+            WebDriverWait(browser, 10).until(lambda _: words[0].is_displayed())
+            assert words[0].text.endswith("It shows: A line.")
+
+
 def test_figures_follow_their_column_not_only_the_window(sample, browser):
     set_width(browser, WIDE)
     visit(browser, f"{sample}/sample.html")

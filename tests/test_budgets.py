@@ -1,5 +1,7 @@
 """Sweeps that spend a given time: what fits goes first, nothing is lost, and the account adds up."""
 
+import importlib
+import itertools
 import math
 import os
 import signal
@@ -10,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nb_lib.lab import tasks, workers
+from nb_lib.errors import InputError
+from nb_lib.lab import sweeps, tasks, workers
 from nb_lib.lab.runs import Run
 from nb_lib.lab.store import RunStore, read_lines, write_lines
-from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.sweeps import SomeFailed, sweep
 from nb_lib.lab.training import Training
 
 SMALL = Run(train_size=250, batch_size=60, epochs=4)
@@ -106,6 +109,74 @@ def test_checkpoints_of_other_sweeps_and_damaged_ones_are_left_alone(clock, tmp_
     assert [path.name for path in tmp_path.glob("*.checkpoint")] == ["damaged.checkpoint"]
 
 
+@pytest.mark.parametrize("budget", [0, 0.5, 10])
+@pytest.mark.parametrize("loading", [0, 100])
+def test_however_short_the_time_every_call_gets_on(budget, loading, clock, tmp_path, monkeypatch):
+    """Shorter than loading the data, or than one epoch: whose length the second call knows from a record."""
+
+    def data_for(*where, original=tasks.data_for):
+        clock.now += loading
+        return original(*where)
+
+    monkeypatch.setattr(tasks, "data_for", data_for)
+    [pace] = sweep([replace(SMALL, seed=9)], progress=False)
+    calls = 0
+    while SMALL not in RunStore(tmp_path):
+        sweep([SMALL, replace(SMALL, batch_size=50)], tmp_path, budget=budget, have=[pace])
+        calls += 1
+        assert calls <= 4
+    assert calls == (1 if budget > loading + 4 else 4)
+
+
+def test_who_waits_for_another_process_gives_up_in_time(clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks.Task, "_claim", lambda *_: False)
+    sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)  # noqa: E731
+    monkeypatch.setattr(sweeps.time, "sleep", sleep, raising=False)
+    assert sweep([SMALL], tmp_path, budget=3) == []
+    assert clock.now == 3
+
+
+def test_a_wall_clock_that_jumps_neither_ends_a_budget_nor_lengthens_it(tmp_path, monkeypatch):
+    jumps = itertools.cycle([0, 600, -600])
+    monkeypatch.setattr("time.time", lambda now=time.time: now() + next(jumps))
+    assert len(sweep([SMALL], tmp_path, budget=60)) == 1
+    started = time.monotonic()
+    assert sweep([replace(SMALL, epochs=10**9)], tmp_path, budget=0.3) == []
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("budget", "said"), [(-1, "-1"), (math.nan, "nan"), ("soon", "'soon'"), ("nan", "nan")])
+def test_a_budget_that_is_none_is_refused(budget, said, tmp_path):
+    with pytest.raises(InputError, match=f"^budget must be .*, not {said}.$"):
+        sweep([SMALL], tmp_path, budget=budget)
+
+
+def test_a_budget_may_be_text_or_endless(tmp_path):
+    assert len(sweep([SMALL], tmp_path, budget="1e2", progress=False)) == 1
+    assert len(sweep([SMALL], tmp_path / "other", budget=math.inf, progress=False)) == 1
+
+
+def set_clock_on(seconds):
+    shifted = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds, perf_counter=time.perf_counter)
+    for module in ("tasks", "training"):
+        importlib.import_module(f"nb_lib.lab.{module}").time = shifted
+
+
+@pytest.mark.slow
+def test_a_budget_is_the_same_on_machines_whose_clocks_differ(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    long = [replace(SMALL, batch_size=b, epochs=10**9) for b in (50, 60)]  # one waits for the other
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        for seconds in (-1e6, 1e6):
+            client.run(set_clock_on, seconds)
+            assert len(sweep([SMALL], tmp_path / str(seconds), client=client, budget=60)) == 1
+            started = time.monotonic()
+            assert sweep(long, tmp_path / str(seconds), client=client, budget=2) == []
+            assert 1 < time.monotonic() - started < 20
+            assert len(list((tmp_path / str(seconds)).glob("*.checkpoint"))) == 1
+
+
 def test_a_forecast_scales_with_networks_and_minibatches():
     forecast = workers.Forecast()
     assert forecast.epoch(SEEDS) == 0
@@ -121,6 +192,13 @@ def test_a_forecast_scales_with_networks_and_minibatches():
     unknown = [replace(SMALL, network="ne-c1")]
     assert forecast.epoch(unknown) == 100, "the slowest measured now"
     assert math.isnan(forecast.rest(unknown))
+
+
+def test_what_is_known_of_one_set_of_data_serves_for_copies_of_it_also_of_another_size(tmp_path):
+    [known] = sweep([SMALL], tmp_path, progress=False)
+    large = Run(network="ne-f1", dataset="mnist", batch_size=59_999, stop_below=0.01)
+    forecast = workers.Forecast([replace(known, run=large, epochs=70)])
+    assert forecast.epochs([replace(large, dataset="folder:mnist", seed=3)]) == 70
 
 
 def test_what_took_long_elsewhere_or_earlier_keeps_no_other_network_from_beginning(clock, tmp_path):
@@ -161,6 +239,20 @@ def test_one_file_to_carry_home_is_kept_while_the_sweep_goes_on(tmp_path, monkey
     sweep(runs, tmp_path / "store", into=home)
     assert seen == [1, 2, 3]
     assert set(runs_of(read_lines(home))) == {SEEDS[1], *runs}
+
+
+@pytest.mark.parametrize("content", ["", "no record\n", '{"a": 1}\n'])
+def test_a_file_that_cannot_take_the_records_is_refused_before_anything_is_trained(content, tmp_path):
+    home = tmp_path / "home.jsonl"
+    home.write_text(content)
+    if content:
+        with pytest.raises(InputError, match=r"home\.jsonl"):
+            sweep([Run(epochs=1)], tmp_path / "store", into=home, progress=False)
+        assert not (tmp_path / "store").exists()
+        assert home.read_text() == content
+    else:
+        sweep([Run(epochs=1)], tmp_path / "store", into=home, progress=False)
+        assert len(read_lines(home)) == 1
 
 
 def test_the_account_has_a_line_for_each_experiment(tmp_path, capsys):
@@ -219,13 +311,12 @@ def test_small_networks_train_in_a_second_process_beside_large_ones(beside, tmp_
 
 
 @pytest.mark.slow
-def test_a_second_process_that_is_killed_costs_its_run_and_no_other(beside, tmp_path, monkeypatch, capsys):
+def test_a_second_process_that_is_killed_costs_its_run_and_no_other(beside, tmp_path, monkeypatch):
     deadly = replace(SMALL, train_size=200)
     large = [replace(SMALL, batch_size=b, alpha=1.5) for b in (50, 60)]
     ended = beside([deadly, *large], measure=kill_at_200)
-    assert [run for one in ended for run in one.lost] == [deadly]
+    assert [one.failed for one in ended if one.failed] == [{deadly: "the second process was lost over it."}]
     assert set(runs_of(RunStore(tmp_path))) == set(large)
-    assert "the second process was lost" in capsys.readouterr().err
 
 
 def kill_at_200(model, data):
@@ -295,5 +386,5 @@ def test_another_error_is_not_taken_for_short_memory(tmp_path, monkeypatch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (60x64 and 63x64)")
 
     monkeypatch.setattr(tasks, "Training", training)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(SomeFailed, match=r"^RuntimeError in test_budgets.py, line \d+: mat1 .* cannot be multiplied"):
         sweep(SEEDS[:2], tmp_path, device="cpu")

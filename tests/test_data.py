@@ -47,6 +47,8 @@ def test_data_root_prefers_argument_then_variable_then_cache(tmp_path, monkeypat
     monkeypatch.setenv("NB_LIB_DATA", str(tmp_path / "variable"))
     assert data_root() == tmp_path / "variable"
     assert data_root(tmp_path / "argument") == tmp_path / "argument"
+    monkeypatch.setenv("NB_LIB_DATA", f'"{tmp_path / "variable"}"')  # as files of variables are often written
+    assert data_root() == tmp_path / "variable"
     write_mnist(tmp_path / "variable")
     assert len(load("mnist").train) == 60
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -173,6 +175,19 @@ def test_unknown_names_get_a_suggestion(name):
         load(name)
     if name.startswith("cifar"):
         assert "did you mean 'cifar10'?" in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "", "cpu:x", 3, None, torch.device("cuda", 1)])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device, root):
+    with pytest.raises(InputError, match="device"):
+        load("mnist", root=root, device=device)
+
+
+@pytest.mark.parametrize("root", ["", " "])
+def test_an_empty_root_is_not_the_users_cache(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("NB_LIB_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="the path of a file or folder is empty"):
+        load("mnist", root=root)
 
 
 def test_unknown_normalization_gets_a_suggestion():

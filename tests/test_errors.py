@@ -25,6 +25,17 @@ def test_what_can_be_used_comes_back_as_a_plain_number() -> None:
         (lambda: whole("size", 11, 1, 10), "size must be a whole number, from 1 to 10, not 11."),
         (lambda: whole("size", 2.0, 1), "size must be a whole number, 1 or more, not 2.0."),
         (lambda: whole("size", "2", 1), "size must be a whole number, 1 or more, not '2'."),
+        (lambda: whole("size", True, 0), "size must be a whole number, 0 or more, not True."),
+        (lambda: positive("eta", "0.1"), "eta must be a finite number greater than 0, not '0.1'."),
+        (lambda: positive("eta", None), "eta must be a finite number greater than 0, not None."),
+        (
+            lambda: check_alpha([1.5]),
+            "alpha must be a finite number of at least 1 (1 is ordinary SGD), not [1.5].",
+        ),
+        (
+            lambda: check_strength(None),
+            "the noise strength a must be a finite number of at least 0 (0 is no noise), not None.",
+        ),
         (lambda: positive("eta", 0), "eta must be a finite number greater than 0, not 0."),
         (lambda: positive("eta", math.inf), "eta must be a finite number greater than 0, not inf."),
         (

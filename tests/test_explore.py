@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from nbconvert import HTMLExporter, MarkdownExporter
 
 from nb_lib.errors import InputError
 from nb_lib.page import explore
@@ -29,7 +32,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.scripts = [], []
+        self.elements, self.scripts, self.words = [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
@@ -38,6 +41,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.elements[-1][0] == "script":
             self.scripts.append(data)
+        else:
+            self.words.append(data)
 
 
 def test_one_output_in_three_forms(shown):
@@ -52,16 +57,37 @@ def test_one_output_in_three_forms(shown):
     (plot,) = [a for _, a in page.elements if a.get("class") == "nbx-plot"]
     assert plot["role"] == "img"
     assert plot["aria-label"] == "A line."
-    assert "noscript" in dict(page.elements)
+    assert ("p", {"class": "nbx-words"}) in page.elements
+
+
+def test_programs_that_draw_nothing_show_the_words_and_no_empty_space(shown):
+    explore.show(go.Figure(), alt="A <line>.")
+    page = Page(shown[0]["text/html"])
+    assert "".join(page.words).strip() == f"{explore.UNSEEN} It shows: A <line>."
+    (plot,) = [a for _, a in page.elements if a.get("class") == "nbx-plot"]
+    assert plot["style"] == "--height: 420px"  # which only the book's style sheet makes a height
+    stylesheet = Path(__file__).parents[1] / "book" / "_assets" / "explore.css"
+    assert "min-height: var(--height)" in stylesheet.read_text()
 
 
 def test_no_text_breaks_out_of_its_place(shown):
     nasty = "</script><!--<script>alert('\"&')</script>"
     explore.show(go.Figure(layout={"title": {"text": nasty}}), alt=nasty)
     page = Page(shown[0]["text/html"])
-    assert [tag for tag, _ in page.elements] == ["div", "div", "noscript", "script"]
+    assert [tag for tag, _ in page.elements] == ["div", "div", "p", "script"]
     assert json.loads(page.scripts[0])["layout"]["title"]["text"] == nasty
     assert page.elements[1][1]["aria-label"] == nasty
+
+
+@pytest.mark.parametrize("exporter", [HTMLExporter, MarkdownExporter])
+def test_a_converted_notebook_shows_the_words(exporter, shown):
+    explore.show(go.Figure(), alt="A <line>.")
+    explore.explore(lambda a: (go.Figure(), f"a is {a}."), name="one", alt="A point.", a=Slider([1, 2], "a"))
+    outputs = [nbformat.v4.new_output("display_data", data=forms) for forms in shown]
+    cells = [nbformat.v4.new_code_cell("", outputs=outputs)]
+    text, _ = exporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    assert text.count(f'<p class="nbx-words">{explore.UNSEEN} It shows: A ') == 2
+    assert text.count("height: 420px") == text.count("--height: 420px") == 2
 
 
 @pytest.mark.parametrize("alt", ["", " \n"])
@@ -207,13 +233,22 @@ def test_whole_numbers_stay_whole():
 
 
 @pytest.mark.parametrize(
+    ("values", "start", "first"),
+    [([1], None, 0), ([1, 2], 3, 1), ([0.1, 0.5, 0.7], 0.5, 1), ([10, 20], 14, 0), (["one"], "one", 0)],
+)
+def test_a_slider_of_what_a_reader_gives_starts_at_the_nearest_value(values, start, first):
+    slider = Slider(values, "strength", start)
+    assert slider.first == first
+    assert slider.widget().value == values[first]
+
+
+@pytest.mark.parametrize(
     ("values", "start", "clue"),
     [
-        ([1], None, "at least two"),
+        ([], None, "at least one"),
         ([2, 1], None, "increasing"),
         ([1, 1], None, "increasing"),
-        ([1, 2], 3, "starts at 3"),
-        (["one"], "one", "at least two"),
+        (["one", "two"], "three", "starts at three"),
     ],
 )
 def test_sliders_that_cannot_be(values, start, clue):

@@ -108,3 +108,15 @@ def test_lines_of_profiles_are_named_by_what_differs_and_told_apart():
     lines = run_figures.profiles(pair, y="loss", titles=("x", "loss")).data[1::2]
     assert [line.name for line in lines] == ["SGD (1 seed)", "AdaSmoothOut (1 seed)"]
     assert [line.line.color for line in lines] == [COLORS["SGD"], COLORS["AdaSmoothOut"]]
+
+
+def test_figures_of_no_runs_say_so():
+    none = pd.DataFrame(columns=["batch_size", "alpha", "seed", "epoch", "updates", "test_accuracy"])
+    both = {"series": "alpha", "symbol": "α", "titles": ("x", "y")}
+    drawn = [
+        run_figures.means(none, x="batch_size", y="updates", **both),
+        run_figures.bands(none, x="epoch", y="updates", **both),
+        run_figures.routes(none, x="updates", titles=("x", "y")),
+    ]
+    for figure in drawn:
+        assert [note.text for note in figure.layout.annotations] == ["no runs to show yet"]

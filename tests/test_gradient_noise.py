@@ -182,7 +182,7 @@ def test_norms_products_and_projections_are_those_of_a_loop_over_the_samples(nam
 @pytest.mark.parametrize("include", ["all", "weights"])
 @pytest.mark.parametrize("name", FACTORED)
 def test_layers_that_factor_their_gradients_need_none_formed(name, include, monkeypatch) -> None:
-    monkeypatch.setattr(sample_gradients, "_formed_gradients", lambda *_: pytest.fail("formed gradients"))
+    monkeypatch.setattr(sample_gradients, "_side_by_side", lambda *_: pytest.fail("formed gradients"))
     squared_gradient_norms(objective(name, include=include))
 
 

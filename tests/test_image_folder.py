@@ -41,6 +41,78 @@ def test_image_folder_equals_torchvisions_in_a_mixed_order(root):
     assert torch.equal(first.train.x, second.train.x)
 
 
+def picture(path, *color):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (5, 4), color).save(path)
+
+
+def below(folder):
+    """Images at several depths, of names whose order is not that of their folders."""
+    names = [
+        "z.png",
+        "a/z.png",
+        "a/b/c.png",
+        "a-b/x.png",
+        "a b/x.png",
+        "B/a.PNG",
+        "x.png/inner.png",
+        "a.jpg/deep/0.png",
+    ]
+    for part in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            for i, image in enumerate(names):
+                picture(folder / part / name / "more" / image, 20 * i, 90 * label, 7)
+
+
+def linked(folder):
+    """A class that is a link, and a subfolder that is one."""
+    elsewhere = folder.parent / "elsewhere"
+    for i in range(3):
+        picture(elsewhere / f"deep/{i}.png", 60 * i, 1, 2)
+    for part in ("train", "test"):
+        (folder / part / "cow").symlink_to(elsewhere)
+        (folder / part / "cat/link").symlink_to(elsewhere / "deep")
+
+
+def only_below(folder):
+    """A class all of whose images are in subfolders."""
+    for part in ("train", "test"):
+        for i in range(2):
+            picture(folder / part / f"cow/day {i}/cow.png", 70 * i, 70, 70)
+
+
+@pytest.mark.parametrize("case", [below, linked, only_below])
+def test_images_in_subfolders_of_a_class_are_read_in_the_order_of_torchvision(case, root):
+    folder = write_folder(root)
+    case(folder)
+    loaded = load("folder:pets", root=root)
+    for split, part in ((loaded.train, "train"), (loaded.test, "test")):
+        reference = datasets.ImageFolder(folder / part)
+        assert loaded.classes == tuple(reference.classes)
+        order = image_folder.shuffled(len(reference), 0).tolist()
+        theirs = [reference[i] for i in order]
+        assert split.y.tolist() == [label for _, label in theirs]
+        images = torch.stack([torch.from_numpy(np.array(image)) for image, _ in theirs])
+        assert torch.equal((split.x * 255).round().to(torch.uint8), images.permute(0, 3, 1, 2))
+
+
+def test_hidden_subfolders_are_left_out_and_a_link_around_is_followed_once(root):
+    folder = write_folder(root)
+    picture(folder / "train/cat/.thumbnails/000.png", 1, 2, 3)
+    picture(folder / "train/cat/more/1.png", 1, 2, 3)
+    (folder / "train/cat/more/around").symlink_to(folder / "train/cat")
+    (folder / "train/cat/more/self").symlink_to(folder / "train/cat/more")
+    assert len(load("folder:pets", root=root).train) == 12 + 1
+
+
+def test_an_image_added_to_a_subfolder_is_seen_though_the_others_are_cached(root):
+    folder = write_folder(root)
+    picture(folder / "train/cat/more/1.png", 1, 2, 3)
+    assert len(load("folder:pets", root=root).train) == 13
+    picture(folder / "train/cat/more/2.png", 1, 2, 3)
+    assert len(load("folder:pets", root=root).train) == 14
+
+
 def test_image_folder_that_is_all_gray_has_one_channel(root):
     write_folder(root, mode="L", kind="png")
     (write_folder(root, "mixed", mode="L") / "test" / "cat" / "red.png").write_bytes(
@@ -123,7 +195,7 @@ def half_image(path):
 def test_unreadable_images_are_named(root, damage):
     path = write_folder(root) / "train" / "cat" / "003.png"
     damage(path)
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))} .*: replace or delete it"):
+    with pytest.raises(InputError, match=f"{re.escape(str(path))}.*[:;] replace it, or move it elsewhere"):
         load("folder:pets", root=root)
     assert not (root / ".nb_lib_cache").exists()
 

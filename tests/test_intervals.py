@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nb_lib.page.intervals import in_words, resampled, share, summarize
+from nb_lib.page.intervals import NOTHING, in_words, resampled, share, summarize, verdict
 
 
 def runs(**scores: list[float]) -> pd.DataFrame:
@@ -48,10 +48,6 @@ def test_in_words_says_where_there_is_no_interval_or_no_pair():
     ]
 
 
-def test_in_words_without_other_groups_says_nothing():
-    assert in_words(runs(plain=[1.0, 2.0]), "method", "loss", baseline="plain", label="{}") == ""
-
-
 @pytest.mark.parametrize("hits", [0, 3, 20, 40])
 def test_the_ends_of_a_share_are_the_true_shares_from_which_it_is_just_two_deviations_away(hits):
     inside = np.arange(40)[None] < hits
@@ -83,3 +79,14 @@ def test_samples_without_a_value_do_not_count():
         return math.nan if x.min() == x.max() else 1.0
 
     assert resampled(share_of_ones, np.array([0, 1]), np.array([0, 1])) == (1, 1)
+
+
+@pytest.mark.parametrize("there", [{}, {"noisy": [1.0, 2.0]}, {"plain": [1.0, 2.0]}])
+def test_without_a_baseline_or_another_group_there_is_nothing_to_compare(there):
+    table = runs(**there) if there else runs(plain=[1.0])[:0]
+    assert in_words(table, "method", "loss", baseline="plain", label="{}:") == NOTHING
+
+
+def test_a_verdict_on_nothing_is_one_line():
+    table = pd.DataFrame({"a": [0.1, 0.1], "seed": [0, 1], "test_accuracy": [0.5, 0.6], "test_loss": [1.0, 2.0]})
+    assert verdict(table, "a", symbol="a", baseline=0.0) == NOTHING

@@ -72,16 +72,14 @@ def test_a_line_holds_one_statement(notebook):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_one_call_checks_all_parameters(path):
+def test_one_call_reads_all_parameters(path):
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     (parameters,) = code_cells(notebook, "parameters")
     names = [statement.targets[0].id for statement in ast.parse(parameters.source).body]
 
     source = "\n".join(cell.source for cell in code_cells(notebook))
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    checks = [call for call in calls if ast.unparse(call.func) == "parameters.check"]
-    assert len(checks) == 1, "one cell calls parameters.check(name=name, …) with every parameter"
-    (call,) = checks
+    (call,) = [call for call in calls if ast.unparse(call.func) == "parameters.read"]
     assert [(given.arg, ast.unparse(given.value)) for given in call.keywords] == [(name, name) for name in names]
-    if call.args:  # rules of its own
-        assert ast.literal_eval(*call.args) == path.stem
+    assert [ast.literal_eval(argument) for argument in call.args] == [path.stem]  # rules of its own
+    assert any(ast.unparse(other).startswith("globals().update(parameters.read(") for other in calls)

@@ -123,7 +123,7 @@ def use(objective: Objective) -> None:
     w = elsewhere(objective)
     objective(w)
     objective.many(torch.stack([w, objective.weights]))
-    objective._side_by_side(torch.stack([w, objective.weights]), 2)
+    objective.side_by_side(torch.stack([w, objective.weights]), 2)
     objective.gradient(w)
     objective.hessian_product(w)(w)
     assert objective.start.loss.isfinite()
@@ -152,7 +152,7 @@ class FailsAt:
 
 
 @pytest.mark.parametrize("at", range(1, 8))
-@pytest.mark.parametrize("method", ["__call__", "gradient", "hessian_product", "many", "_side_by_side"])
+@pytest.mark.parametrize("method", ["__call__", "gradient", "hessian_product", "many", "side_by_side"])
 def test_nothing_changes_either_if_the_criterion_raises(method, at) -> None:
     model = with_history()
     before, criterion = Bits(model), FailsAt(at)
@@ -160,7 +160,7 @@ def test_nothing_changes_either_if_the_criterion_raises(method, at) -> None:
     try:
         objective = Objective(model, *samples(), criterion=criterion, chunk=5)
         point = elsewhere(objective)
-        arguments = {"many": (point[None],), "_side_by_side": (point[None], 1)}
+        arguments = {"many": (point[None],), "side_by_side": (point[None], 1)}
         getattr(objective, method)(*arguments.get(method, (point,)))(point)
     except (ZeroDivisionError, TypeError):
         pass
@@ -299,7 +299,7 @@ def test_many_points_are_as_many_single_ones(make, chunk) -> None:
     losses = [float(objective(w).loss) for w in points]
     accuracies = [float(objective(w).accuracy) for w in points]
     assert len(set(losses)) == 5
-    for values in (objective.many(points), objective._side_by_side(points, 5), objective._side_by_side(points, 2)):
+    for values in (objective.many(points), objective.side_by_side(points, 5), objective.side_by_side(points, 2)):
         assert values.loss.tolist() == pytest.approx(losses, rel=1e-12)
         assert values.accuracy.tolist() == pytest.approx(accuracies, rel=1e-15)
 
@@ -328,7 +328,7 @@ def test_autocast_around_a_measurement_has_no_effect() -> None:
         more = [
             objective.gradient(w)[1],
             objective.hessian_product(w)(w),
-            objective._side_by_side(w[None], 1).loss,
+            objective.side_by_side(w[None], 1).loss,
         ]
         return [objective(w).loss, objective.many(w[None]).loss, *more]
 
@@ -409,7 +409,7 @@ def test_tied_parameters_count_once_and_unused_ones_have_no_slope(chunk) -> None
 
     points, along = tuple(named.values()), tuple(objective.tensors(v))
     assert float(objective(w).loss) == pytest.approx(float(loss(*points)), rel=1e-13)
-    assert float(objective._side_by_side(w[None], 1).loss) == pytest.approx(float(loss(*points)), rel=1e-13)
+    assert float(objective.side_by_side(w[None], 1).loss) == pytest.approx(float(loss(*points)), rel=1e-13)
     gradient = flattened(torch.autograd.functional.jacobian(loss, points))
     torch.testing.assert_close(objective.gradient(w)[1], gradient, rtol=1e-11, atol=1e-13)
     product = flattened(torch.autograd.functional.hvp(loss, points, along)[1])

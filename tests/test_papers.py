@@ -147,6 +147,41 @@ def test_fields_may_differ_from_the_protocol():
     assert {run.seed for run in papers.grid("ne-table2-c1", seeds=2, seed=5)} == {5, 6}
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 40, "1e2"])
+def test_rates_fall_at_the_same_shares_of_any_number_of_epochs(epochs):
+    run = Run(**papers.protocol("resnet8", epochs=epochs))
+    published = Run(**papers.protocol("resnet8")).scaled_lr_steps
+    shares = {lr: start / 400 for start, lr in published}
+    for start, lr in run.scaled_lr_steps:
+        assert start / run.epochs == pytest.approx(shares[lr], abs=0.5 / run.epochs + 0.005)
+    assert run.scaled_lr_steps[0] == published[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ne-table2-f1", {"alpha": 3.0}),
+        ("ne-table2-f1", {"batch_size": 10}),
+        ("smoothout-table1-f1", {"a": 0.1}),
+        ("smoothout-table2-cifar100", {"epochs": 5}),
+    ],
+)
+def test_what_the_cells_of_a_grid_differ_in_is_not_to_be_given(name, given):
+    [field] = given
+    with pytest.raises(InputError, match=f"^{field} is not to be given: it is what .* compares.$"):
+        papers.grid(name, **given)
+
+
+def test_rates_that_a_shorter_grid_would_never_reach_are_refused():
+    with pytest.raises(InputError, match="lr_steps has one at epoch 162, after the last of 5"):
+        papers.grid("smoothout-table2-cifar10", epochs=5)
+
+
+def test_a_grid_without_seeds_is_refused():
+    with pytest.raises(InputError, match="seeds must be a whole number, 1 or more, not 0"):
+        papers.grid("ne-table2-f1", seeds=0)
+
+
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(InputError, match="did you mean 'ne-fig1-c1'"):
         papers.grid("ne-fig1-c11")

@@ -1,5 +1,7 @@
 """What scikit-learn and torchvision publish: what is read, what is refused and how, what a download leaves."""
 
+import errno
+import os
 import pickle
 import re
 from pathlib import Path
@@ -129,7 +131,7 @@ def test_damaged_mnist_is_refused_with_the_remedy(root, damage, file):
     write_mnist(root)
     assert len(load("mnist", root=root).train) == 60
     damage(root / "MNIST" / "raw" / file)
-    message = f"{re.escape(str(root / 'MNIST' / 'raw'))} is damaged: delete it and load 'mnist' with download"
+    message = f"{re.escape(str(root / 'MNIST' / 'raw'))} is damaged: move it elsewhere and load 'mnist' with download"
     with pytest.raises(InputError, match=message):
         load("mnist", root=root)
 
@@ -155,7 +157,7 @@ def test_damaged_cifar_is_refused_before_it_is_unpickled(root, monkeypatch, name
     path.write_bytes(pickle.dumps(Exploit()))
     pickle.loads(path.read_bytes())
     assert UNPICKLED.pop() == "mark"  # it would work
-    message = f"{re.escape(str(path.parent))} is damaged: delete it and load '{name}' with download=True"
+    message = f"{re.escape(str(path.parent))} is damaged: move it elsewhere and load '{name}' with download=True"
     with pytest.raises(InputError, match=message):
         load(name, root=root)
     assert not UNPICKLED
@@ -186,7 +188,9 @@ def test_what_does_not_fit_together_in_cifar100_is_refused_whatever_its_sum(root
     change_cifar(root, "cifar100", file, {}, monkeypatch)
     assert load("cifar100", root=root).test.y.tolist() == list(range(100))  # with its sum taken anew it is good
     change_cifar(root, "cifar100", file, changes, monkeypatch)
-    with pytest.raises(InputError, match="cifar-100-python is damaged: delete it and load 'cifar100' with download"):
+    with pytest.raises(
+        InputError, match="cifar-100-python is damaged: move it elsewhere and load 'cifar100' with download"
+    ):
         load("cifar100", root=root)
 
 
@@ -217,6 +221,77 @@ def test_failed_download_is_refused_and_leaves_nothing(name, tmp_path):
     with pytest.raises(InputError, match=f"{name} could not be downloaded into .*/new: .*NB_LIB_DATA or root"):
         load(name, root=tmp_path / "new", download=True)
     assert entries(tmp_path / "new") == []
+
+
+def a_file(folder):
+    folder.write_text("not a folder")
+
+
+def below_a_file(folder):
+    folder.parent.rmdir()
+    folder.parent.write_text("not a folder")
+
+
+def a_dead_link(folder):
+    folder.symlink_to(folder.parent / "away/away")
+
+
+def a_circle(folder):
+    folder.symlink_to(folder)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("make", [a_file, below_a_file, a_dead_link, a_circle])
+def test_a_download_folder_that_cannot_be_written_is_not_taken_for_a_missing_network(make, name, tmp_path):
+    folder = tmp_path / "disk/data"
+    folder.parent.mkdir()
+    make(folder)
+    with pytest.raises(InputError, match=f"^cannot write {re.escape(str(folder))}: .*; choose another place"):
+        load(name, root=folder, download=True)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("when", ["made", "fetched"])
+def test_a_disk_that_refuses_a_download_is_named_with_its_reason(when, number, name, root, monkeypatch):
+    """Of a folder that only the administrator could write, or a disk that is full, as its system says."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    if when == "made":
+        monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    else:
+        module = datasets.mnist if name == "mnist" else datasets.cifar
+        monkeypatch.setattr(module, "download_and_extract_archive", refuse)
+    with pytest.raises(InputError, match=f"^cannot write {root}: {os.strerror(number)}; (free some|choose another)"):
+        load(name, root=root, download=True)
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("slow"), ConnectionRefusedError(errno.ECONNREFUSED, "refused"), ValueError]
+)
+def test_what_the_network_refuses_is_not_taken_for_the_disk(error, root, monkeypatch):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(datasets.mnist, "download_and_extract_archive", refuse)
+    with pytest.raises(InputError, match=r"mnist could not be downloaded into .*: try again with a network"):
+        load("mnist", root=root, download=True)
+
+
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied", "FILE"), MemoryError()])
+def test_files_that_cannot_be_read_now_are_not_called_damaged(error, file, root, monkeypatch):
+    write_mnist(root)
+
+    def refuse(path):
+        raise error
+
+    monkeypatch.setattr(datasets.mnist, "read_image_file" if "images" in file else "read_label_file", refuse)
+    with pytest.raises((InputError, MemoryError)) as caught:
+        load("mnist", root=root)
+    assert str(caught.value) in ("", "cannot read FILE: Permission denied.")
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ConnectionResetError])

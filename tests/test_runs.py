@@ -17,6 +17,7 @@ from nb_lib.lab import files
 from nb_lib.lab.files import write_atomically
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore, frame, load_records, merge, read_lines, write_lines
+from nb_lib.protocols import PROTOCOLS, protocol
 
 BOOK = Path(__file__).parents[1] / "book" / "data"
 
@@ -36,14 +37,15 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"alpha": 0.99}, "alpha must be a finite number of at least 1"),
         ({"alpha": math.nan}, "alpha must be a finite number"),
         ({"alpha": math.inf}, "alpha must be a finite number"),
-        ({"alpha": "1.5"}, "alpha must be of type float, not '1.5'"),
+        ({"alpha": "1,5"}, "alpha must be a number, as 0.1 or 1e-3, not '1,5'"),
+        ({"alpha": None}, "alpha must be a number, as 0.1 or 1e-3, not None"),
         ({"a": -0.1}, "noise strength a must be a finite number of at least 0"),
         ({"network": "ne-f2"}, "unknown network 'ne-f2': did you mean 'ne-f1'"),
         ({"network": "resnet21"}, "unknown network 'resnet21': did you mean 'resnet44'"),
         ({"dataset": "fashionmnist"}, "did you mean 'fashion-mnist'"),
         ({"augment": "crop-filp"}, "unknown augmentation 'crop-filp': did you mean 'crop-flip'"),
         ({"augment": "crop-flip "}, "unknown augmentation"),
-        ({"augment": None}, "augment must be of type str, not None"),
+        ({"augment": None}, "augment must be a text, not None"),
         ({"optimizer": "adamw"}, "did you mean 'adam'"),
         ({"perturb": "no norm"}, "did you mean 'no-norm'"),
         ({"lr_scaling": "squareroot"}, "unknown learning-rate scaling"),
@@ -54,18 +56,26 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
             {"batch_size": 251, "train_size": 250},
             r"batch_size 251 is larger than the training set \(250 samples\)",
         ),
-        ({"batch_size": 10.5}, "batch_size must be of type int"),
-        ({"batch_size": None}, "batch_size must be of type int"),
-        ({"batch_size": True}, "batch_size must be of type int"),
-        ({"adaptive": 1}, "adaptive must be of type bool"),
-        ({"fresh_optimizer": 1}, "fresh_optimizer must be of type bool"),
+        ({"batch_size": 10.5}, "batch_size must be a whole number, as 100"),
+        ({"batch_size": None}, "batch_size must be a whole number, as 100"),
+        ({"batch_size": True}, "batch_size must be a whole number, as 100"),
+        ({"adaptive": 1}, "adaptive must be true or false, not 1"),
+        ({"fresh_optimizer": 1}, "fresh_optimizer must be true or false, not 1"),
         ({"lr": 0.0}, "lr must be a positive finite number"),
         ({"lr": math.nan}, "lr must be a positive"),
         ({"clip": -5}, "clip must be a positive"),
         ({"momentum": 1}, r"momentum must be in \[0, 1\)"),
         ({"ghost_batch": 1}, "ghost_batch must be at least 2"),
         ({"lr_steps": ((10, -0.1),)}, "lr_steps must be pairs"),
-        ({"lr_steps": (10, 0.1)}, "lr_steps must be of type"),
+        (
+            {"lr_steps": (10, 0.1)},
+            r"lr_steps must be a list of \(whole number, number\), as \[\[10, 0.1\], \[10, 0.1\]\]",
+        ),
+        ({"lr_steps": ((0.5, 0.1),)}, "lr_steps must be a list of"),
+        ({"lr_steps": "[[0.5, 0.1]]"}, "lr_steps must be a list of"),
+        ({"lr_steps": ((True, 0.1),)}, "lr_steps must be a list of"),
+        ({"lr_steps": None}, "lr_steps must be a list of"),
+        ({"train_size": 12.5}, "train_size must be a whole number, as 100, or none, not 12.5"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
@@ -73,6 +83,79 @@ def test_impossible_values_are_refused_in_one_sentence(fields, message):
     with pytest.raises(InputError, match=message) as caught:
         Run(**fields)
     assert "\n" not in str(caught.value)
+
+
+NOISY, SGD = {"a": 0.1}, {"optimizer": "sgd"}
+#: What each of these fields needs beside it to have an effect.
+NEEDED = {
+    **dict.fromkeys(("distribution", "adaptive", "perturb", "denoise"), NOISY),
+    "ghost_batch": {"network": "resnet8"},
+    "cutting": {"network": "resnet8"},
+    "momentum": SGD,
+    "lr_reference": {"lr_scaling": "sqrt"},
+    "split_seed": {"valid_size": 100},
+}
+WITHOUT_EFFECT = [
+    ({"distribution": "normal"}, "there is no weight noise"),
+    ({"adaptive": True}, "there is no weight noise"),
+    ({"perturb": "all"}, "there is no weight noise"),
+    ({"denoise": False}, "there is no weight noise"),
+    ({"ghost_batch": 50}, "digits-mlp has no batch normalization"),
+    ({"cutting": "even"}, "no batch is cut into parts"),
+    ({"cutting": "even", "noise_batch": 50}, "no batch is cut into parts"),
+    ({"cutting": "even", "network": "ne-f1", "a": 0.1}, "no batch is cut into parts"),
+    ({"momentum": 0.9}, "adam has none"),
+    ({"fresh_optimizer": True, "optimizer": "sgd"}, "SGD without momentum keeps nothing"),
+    ({"lr_reference": 64}, "lr_scaling is none"),
+    ({"split_seed": 1}, "no subset is drawn"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), WITHOUT_EFFECT)
+def test_a_field_without_effect_under_the_others_is_refused(fields, reason):
+    name = next(iter(fields))
+    with pytest.raises(InputError, match=f"^{name} .* has no effect, .*{reason}.*: leave it out.$"):
+        Run(**fields)
+    beside = ({"fresh_optimizer": {"optimizer": "adam"}} | NEEDED)[name]
+    assert Run(**fields | beside).key != Run(**beside).key
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr_steps": ((0, 0.1),)}, "lr_steps begin after epoch 0: the rate before the first of them is lr."),
+        (
+            {"lr_steps": ((5, 0.1),), "epochs": 5},
+            "lr_steps has one at epoch 5, after the last of 5: .*protocols.regime",
+        ),
+        ({"lr_steps": ((5, math.inf),)}, "lr_steps must be pairs of epoch and rate"),
+        ({"lr_steps": ((-1, 0.1),)}, "lr_steps must be pairs of epoch and rate"),
+        ({"halve_at": 0.001, "stop_below": 0.01}, "halve_at 0.001 is never reached above stop_below 0.01: raise it."),
+        ({"weight_decay": math.nan}, "weight_decay must be at least 0"),
+        ({"weight_decay": math.inf}, "weight_decay must be at least 0"),
+        ({"noise_batch": 0}, "noise_batch must be at least 1"),
+        ({"lr_reference": 0, "lr_scaling": "sqrt"}, "lr_reference must be at least 1"),
+        ({"stop_below": math.inf}, "stop_below must be a positive finite number"),
+        ({"valid_size": -1}, "valid_size must be at least 0"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        Run(**fields)
+
+
+@pytest.mark.parametrize("network", [*PROTOCOLS, "resnet8"])
+@pytest.mark.parametrize("method", [{}, {"a": 0.1}, {"alpha": 1.5}, {"a": 0.1, "adaptive": True, "denoise": False}])
+@pytest.mark.parametrize("batch_size", [2, 100, 128, 600])
+def test_every_protocol_goes_with_every_method_and_batch_size(network, method, batch_size):
+    """Protocols name parts of the noise, and how batches are cut, with and without noise; so do recorded baselines."""
+    fields = protocol(network, epochs=3)
+    assert Run(**fields, **method, batch_size=batch_size).key != Run(batch_size=batch_size).key
+
+
+def test_some_fields_without_effect_are_in_keys_that_are_stored():
+    assert Run(noise_batch=128).key != Run().key
+    assert Run(halve_at=0.01, stop_below=0.01).halve_at == 0.01  # as in the tiny grids of NE
 
 
 def test_an_unknown_field_suggests_the_nearest():
@@ -83,23 +166,36 @@ def test_an_unknown_field_suggests_the_nearest():
 def test_a_key_depends_on_the_content_alone():
     assert Run(alpha=2, lr_steps=[[10, 1]]).key == Run(alpha=2.0, lr_steps=((10, 1.0),)).key
     assert Run.from_dict(json.loads(json.dumps(Run(alpha=1.5, batch_size=7).to_dict()))) == Run(alpha=1.5, batch_size=7)
-    others = {f.name: f.default for f in dataclasses.fields(Run)}
-    others |= {
-        "network": "ne-f1",
-        "dataset": "folder:mine",
-        "train_size": 100,
-        "valid_size": 9,
-        "split_seed": 1,
-    }
-    others |= {"inputs": "standardized", "batch_size": 99, "alpha": 1.25, "a": 0.1, "distribution": "normal"}
-    others |= {"adaptive": True, "perturb": "all", "denoise": False, "noise_batch": 128, "ghost_batch": 64}
+    others = {"network": "smoothout-f1", "dataset": "folder:mine", "train_size": 100, "valid_size": 9, "split_seed": 1}
+    others |= {"inputs": "standardized", "batch_size": 98, "alpha": 1.25, "a": 0.1, "distribution": "normal"}
+    others |= {"adaptive": True, "perturb": "all", "denoise": False, "noise_batch": 32, "ghost_batch": 64}
     others |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "clip": 5.0, "seed": 3}
     others |= {"lr_scaling": "sqrt", "lr_reference": 256, "lr_steps": ((1, 0.1),), "halve_at": 0.01}
     others |= {"stop_below": 0.001, "epochs": 7, "precision": "bfloat16", "cutting": "even"}
     others |= {"augment": "crop-flip", "fresh_optimizer": True}
     assert all(others[f.name] != f.default for f in dataclasses.fields(Run))  # every field is tried
-    keys = {Run(**{name: value}).key for name, value in others.items()}
+    lacking_one = [{name: value for name, value in others.items() if name != left_out} for left_out in others]
+    with_one = [{**NEEDED.get(name, {}), name: value} for name, value in others.items()]
+    keys = {Run(**fields).key for fields in with_one}
     assert len(keys | {Run().key}) == len(others) + 1
+    needed = {"network", "a", "optimizer", "momentum", "lr_scaling"}  # without which others have no effect
+    keys = {Run(**fields).key for fields in lacking_one if needed <= fields.keys()}
+    assert len(keys) == len(others) - len(needed)
+
+
+def test_text_gives_the_run_and_the_key_of_the_value_that_it_means():
+    as_typed = {
+        "network": "'resnet8'", "batch_size": "1_0", "alpha": "1.5e0", "a": ".1", "adaptive": "Yes", "noise_batch": "5",
+        "ghost_batch": "null", "optimizer": "sgd", "momentum": ".9", "clip": "None", "train_size": "~",
+        "lr_steps": "[[3, 1e-2], [9, 1e-3]]", "denoise": "off", "epochs": "1e1",
+    }  # fmt: skip
+    meant = {
+        "network": "resnet8", "batch_size": 10, "alpha": 1.5, "a": 0.1, "adaptive": True, "noise_batch": 5,
+        "ghost_batch": None, "optimizer": "sgd", "momentum": 0.9, "clip": None, "train_size": None,
+        "lr_steps": ((3, 0.01), (9, 0.001)), "denoise": False, "epochs": 10,
+    }  # fmt: skip
+    assert Run(**as_typed) == Run(**meant)
+    assert Run(**as_typed).key == Run(**meant).key
 
 
 def test_the_key_of_a_stored_run_never_changes():
@@ -131,7 +227,8 @@ def test_a_record_from_before_there_was_augmentation_has_none():
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet44", "resnet1202"])
 def test_a_residual_run_of_any_depth_survives_json(name):
-    fields = {"network": name, "augment": "crop-flip", "fresh_optimizer": True, "lr_steps": ((162, 0.01), (244, 1e-3))}
+    fields = {"network": name, "augment": "crop-flip", "fresh_optimizer": True, "epochs": 400}
+    fields["lr_steps"] = ((162, 0.01), (244, 1e-3))
     run = Run(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, clip=5, noise_batch=128, **fields)
     again = Run.from_dict(json.loads(json.dumps(run.to_dict())))
     assert again == run
@@ -272,7 +369,7 @@ def test_a_damaged_record_is_named(tmp_path):
     store = RunStore(tmp_path)
     store.save(record())
     store.path(Run()).write_text("{")
-    with pytest.raises(InputError, match=r"\.json is damaged: delete it and run again"):
+    with pytest.raises(InputError, match=r"\.json is not a record of a run, or not a whole one: move it elsewhere"):
         frame(store)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from shared import NOT_FOR_TRAINING
 
 from nb_lib.__main__ import main
 from nb_lib.lab import provenance
-from nb_lib.lab.store import read_lines
+from nb_lib.lab.store import RunStore, read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,13 @@ def shell(*arguments, module="nb_lib", **environment):
     command = [sys.executable, "-m", module, *map(str, arguments)]
     variables = os.environ | {"TQDM_DISABLE": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
+
+
+def until(condition):
+    give_up = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
 
 
 def test_a_time_is_spent_on_what_is_missing_and_the_next_call_goes_on(tmp_path):
@@ -139,6 +147,69 @@ def test_the_commit_is_that_of_the_code_which_the_process_has_loaded(monkeypatch
     first = provenance.commit()
     monkeypatch.setattr(provenance, "_git", lambda *_: "what the tree has moved on to")
     assert provenance.commit() == first
+
+
+STOPPED = """
+import signal, sys
+from contextlib import contextmanager
+from functools import partial
+from nb_lib import __main__
+from nb_lib.lab import sweeps, workers
+
+@contextmanager
+def beside(*_):
+    yield partial(workers._beside, workers.Forecast())
+
+if sys.argv.pop(1) == "beside":  # as on a GPU
+    sweeps.workers = beside
+    workers._host_bound = lambda group: group[0].alpha == 1
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+signal.signal(signal.SIGTERM, __main__._terminated)
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def running(group):
+    """Processes of a group that are not merely waiting to be counted out."""
+    listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True, check=True).stdout
+    return re.findall(rf"^ *{group} +[^Z ]", listed, flags=re.M)
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, "one"), (signal.SIGINT, "beside")])
+def test_a_sweep_that_is_stopped_says_one_line_and_leaves_no_process_and_whole_records(number, processes, tmp_path):
+    """A terminal sends the signal to all processes of the group, the second one that trains beside included."""
+    store = tmp_path / "store"
+    arguments = ["sweep", "ne-fig3-f1", "--scale", "tiny", "--store", str(store)]
+    command = [sys.executable, "-c", STOPPED, processes, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TQDM_DISABLE": "1"}, **pipes) as sweep:
+        until(lambda: len(list(store.glob("*.json"))) >= 3)
+        os.killpg(sweep.pid, number)
+        said, account = sweep.stderr.read().splitlines(), sweep.stdout.read()
+    assert sweep.returncode == 128 + number
+    assert said[1:] == ["nb_lib: stopped; what is stored stays, and the same call goes on."]
+    assert account == ""
+    until(lambda: not running(sweep.pid))
+    assert 3 <= len(list(RunStore(store))) < 24
+    assert not list(store.glob(".writing-*"))
+
+
+def test_who_reads_no_further_costs_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nb_lib", "compare", "ne-table2", "--store", "book/data"]
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_table_is_printed_in_any_encoding(encoding):
+    command = [sys.executable, "-m", "nb_lib", "compare", "ne-table2", "--store", "book/data"]
+    variables = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=variables, check=True)
+    alpha = "α" if encoding == "utf-8" else r"\u03b1"
+    assert f"{alpha} = 1.5" in done.stdout.decode(encoding)
 
 
 LOADED = """

@@ -20,7 +20,7 @@ from nb_lib.errors import InputError
 from nb_lib.lab import sweeps, tasks
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore
-from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.sweeps import SomeFailed, sweep
 from nb_lib.lab.training import Training, load_for, train, trained
 
 SMALL = Run(train_size=250, batch_size=60, epochs=4)
@@ -75,7 +75,7 @@ def test_a_budget_leaves_a_checkpoint_from_which_the_next_call_goes_on_as_if_nev
 
 def test_a_checkpoint_stays_until_the_record_is_stored(clock, tmp_path):
     sweep([SMALL], tmp_path, budget=2)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SomeFailed, match=r"^ZeroDivisionError in test_sweeps.py, line \d+: division by zero$"):
         sweep([SMALL], tmp_path, measure=lambda model, data: {"one": 1 / 0})
     clock.now = 0
     assert len(sweep([SMALL], tmp_path)) == 1
@@ -174,11 +174,12 @@ def test_a_killed_worker_costs_no_run_but_one_that_kills_its_workers(tmp_path, c
         assert sorted(records, key=lambda record: record.run.key) == list(store)
 
         cluster.scheduler.allowed_failures = 0
-        survivors = sweep([deadly, SMALL], store, client=cluster.scheduler_address, measure=measure)
-    assert [record.run for record in survivors] == [SMALL]
+        with pytest.raises(SomeFailed) as failed:
+            sweep([deadly, SMALL], store, client=cluster.scheduler_address, measure=measure)
+    assert [record.run for record in failed.value.records] == [SMALL]
     captured = capsys.readouterr()
-    assert "2 runs: 1 trained now, 0 were stored, 1 left (1 their workers lost); 1 finished." in captured.out
-    assert f"{deadly.label}: several workers were lost over it" in captured.err
+    assert "2 runs: 1 trained now, 0 were stored, 1 left (1 failed); 1 finished." in captured.out
+    assert f"{deadly.label}: several workers were lost over it" in str(failed.value)
 
 
 def test_short_memory_trains_fewer_networks_at_once_after_the_others_are_gone(tmp_path, monkeypatch, capsys):
@@ -216,10 +217,14 @@ def test_a_run_too_large_for_the_memory_is_left_and_the_others_are_trained(tmp_p
 
     monkeypatch.setattr(tasks, "Training", training)
     large = [replace(run, batch_size=125) for run in SEEDS[:3]]
-    assert [record.run for record in sweep([*large, *SEEDS], tmp_path, device="cpu")] == SEEDS
+    with pytest.raises(SomeFailed) as failed:
+        sweep([*large, *SEEDS], tmp_path, device="cpu")
+    assert [record.run for record in failed.value.records] == SEEDS
+    heading, *lines = str(failed.value).splitlines()
+    assert heading == "3 of 8 runs failed; the same call tries them again."
+    assert lines == [f"{large[0].label}: it does not fit into the memory of the device."]
     captured = capsys.readouterr()
-    assert "8 runs: 5 trained now, 0 were stored, 3 left (3 too large); 5 finished." in captured.out
-    assert captured.err.count(f"{large[0].label}: does not fit into the memory of the device; it is left.") == 3
+    assert "8 runs: 5 trained now, 0 were stored, 3 left (3 failed); 5 finished." in captured.out
 
 
 def test_a_diverging_run_is_recorded_once_and_stops_no_other(tmp_path, capsys):
@@ -259,7 +264,7 @@ def test_a_full_disk_is_one_clear_sentence_and_with_space_the_same_call_complete
     with python(FULL_DISK, [(str(tmp_path), *disk[:3]) for disk in disks], before=mount[:2]) as process:
         for _, runs, _, fit in disks:
             (said, *before), (then_said, *after) = (json.loads(process.stdout.readline()) for _ in range(2))
-            assert re.fullmatch(rf"InputError: cannot write {tmp_path}/\S+: No space left on device; free .*\.", said)
+            assert re.fullmatch(rf"CannotWrite: cannot write {tmp_path}/\S+: No space left on device; free .*\.", said)
             assert len(before) == fit
             assert then_said == ""
             assert set(before) <= set(after)
@@ -288,7 +293,7 @@ def test_missing_and_damaged_weights_are_named_in_one_sentence(tmp_path):
     path = store.weights(SMALL)
     for damaged in (path.read_bytes()[:-100], b"", b"{}"):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=rf"^{path} is damaged: delete it and train again\.$"):
+        with pytest.raises(InputError, match=rf"^{path} does not hold .*: move it elsewhere and train again\.$"):
             trained(SMALL, store, data)
 
 

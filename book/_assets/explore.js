@@ -46,6 +46,7 @@
     const spec = JSON.parse(element.querySelector('script').textContent);
     const controls = [...element.querySelectorAll('.nbx-controls [name]')].map(control);
     const ownTemplate = spec.layout.template;
+    plot.querySelector('.nbx-words')?.remove(); // for programs without this script; `start` says it if drawing fails
     let draws = 0;
 
     function setFrame() {
@@ -146,7 +147,7 @@
       button.textContent = 'Play';
     };
     const step = () => {
-      current.put(current.index + 1);
+      current.put(Math.min(current.index + 1, current.count - 1)); // of one value it is the first and the last
       changed();
       if (current.index === current.count - 1) stop();
     };

@@ -10,12 +10,13 @@ torch's own (``momentum=None``) gives batches of any size equal weights, and lea
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nb_lib.errors import InputError
+from nb_lib.lab.samples import Samples, feed, part
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -27,14 +28,14 @@ class _Moments(NamedTuple):
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, chunks: Sequence[Tensor]) -> None:
+def reestimate(model: nn.Module, chunks: Sequence[Samples]) -> None:
     """Give each batch normalization the mean and the unbiased variance of its inputs over all samples.
 
     In the order of the forward pass, so that its inputs are made with the new statistics of the layers before it.
     `model` is in evaluation mode; how the samples are cut into `chunks` changes the statistics by rounding only.
     Raises `InputError` if there is a single number in each channel.
     """
-    one = chunks[0][:1]
+    one = part(chunks[0], slice(1))
     in_order = _moments(model, batch_norms(model), [one])
     for layer in in_order:
         parts = _moments(model, [layer], chunks)[layer]
@@ -56,21 +57,21 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
-def _moments(model: nn.Module, layers: list[BatchNorm], chunks: Sequence[Tensor]) -> dict[BatchNorm, list[_Moments]]:
+def _moments(model: nn.Module, layers: list[BatchNorm], chunks: Sequence[Samples]) -> dict[BatchNorm, list[_Moments]]:
     """Moments of what these layers take in, one a chunk and use; the layers in the order of the forward pass."""
     found = defaultdict(list)
 
-    def note(layer: BatchNorm, inputs: tuple[Tensor]) -> None:
-        x = inputs[0]
+    def note(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x, *_ = *args, *kwargs.values()
         numbers = x.numel() // x.shape[1]
         across = [axis for axis in range(x.ndim) if axis != 1]
         variance, mean = torch.var_mean(x, across, correction=0)
         found[layer].append(_Moments(numbers, mean.double(), variance.double()))
 
-    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         for x in chunks:
-            model(x)
+            feed(model, x)
     finally:
         for handle in handles:
             handle.remove()

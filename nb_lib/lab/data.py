@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from nb_lib.errors import InputError, known, whole
+from nb_lib.lab.device import pick_device
+from nb_lib.lab.files import place
 from nb_lib.lab.image_folder import read_folder
 from nb_lib.lab.names import DATASETS, NORMALIZATIONS
 from nb_lib.lab.readers import Part, Raw, read_digits, read_torchvision, stratified
+from nb_lib.lab.text import read
 
 _MEAN_STD = {
     "unit": ((0.0,), (1.0,)),  # pixels in [0, 1]: NE, Keskar
@@ -72,7 +75,9 @@ class Data:
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder that holds data sets: `root`, else $NB_LIB_DATA, else one in the user's cache."""
-    return Path(root or os.environ.get("NB_LIB_DATA") or _user_root()).expanduser()
+    if root is None:
+        root = read("NB_LIB_DATA", os.environ.get("NB_LIB_DATA", ""), str) or _user_root()
+    return place(root)
 
 
 def load(
@@ -108,6 +113,7 @@ def load(
         If an argument cannot be used, or files are missing, damaged or not to be had from the network.
     """
     known("normalization", normalization, NORMALIZATIONS)
+    device = pick_device(str(device))
     raw = _read(name, data_root(root), download)
     channels = raw.train[0].shape[1]
     if normalization == "imagenet" and channels != 3:

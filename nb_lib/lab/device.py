@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from nb_lib.errors import InputError
+from nb_lib.lab.text import read
 
+_NO_DEVICE = "{!r} is no device that can train: use 'cpu', 'cuda', one of several as 'cuda:1', or 'auto'."
 # what libraries beneath torch say: cuDNN finds no engine
 _OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED", "unable to find an engine"
 
@@ -20,15 +22,21 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises
     ------
     InputError
-        If the name is not a device, or that device is not there.
+        If the name is not a device that can train, or that device is not there.
     """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if there else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here: use 'cpu', 'cuda' or 'auto'.") from error
+    except (RuntimeError, TypeError) as error:
+        raise InputError(_NO_DEVICE.format(name)) from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(_NO_DEVICE.format(name))
+    if device.type == "cuda" and not there:
+        raise InputError(f"there is no CUDA device here, so none is {name!r}: use 'cpu' or 'auto'.")
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise InputError(f"there is no device {name!r} here: the last is 'cuda:{there - 1}'.")
     return device
 
 
@@ -98,5 +106,6 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def hidden(progress: bool) -> bool:
-    """Whether bars stay away: not wanted, or TQDM_DISABLE is set (which tqdm itself does not heed in a notebook)."""
-    return not progress or os.environ.get("TQDM_DISABLE", "0") != "0"
+    """Whether bars stay away: not wanted, or TQDM_DISABLE is true (which tqdm itself does not heed in a notebook)."""
+    said = os.environ.get("TQDM_DISABLE") or "false"
+    return not progress or read("TQDM_DISABLE", said, bool)

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,11 +22,11 @@ IMAGE_TYPES |= {".ppm": "PPM", ".pgm": "PGM", ".tif": "TIFF", ".tiff": "TIFF"}
 def read_folder(folder: Path, caches: Sequence[Path]) -> Raw:
     """Read all images, with one channel if all are gray, in one fixed mixed order.
 
-    Classes are the folders in `train`, by name. Hidden files are left out. The decoded array is kept in the first of
-    the folders `caches` that can be written.
+    Classes are the folders in `train`, by name, with all that is in their subfolders. Hidden files and folders are
+    left out. The decoded array is kept in the first of the folders `caches` that can be written.
     """
-    classes = _names(folder / "train", "class folders", os.DirEntry.is_dir)
-    in_test = _names(folder / "test", "class folders", os.DirEntry.is_dir)
+    classes = _class_folders(folder / "train")
+    in_test = _class_folders(folder / "test")
     in_one_only = set(classes).symmetric_difference(in_test)
     if in_one_only:
         odd = min(in_one_only)
@@ -51,22 +51,46 @@ def _listed(folder: Path, part: str, classes: Sequence[str]) -> list[tuple[str, 
     """List the images (path below `folder`, label) of a part, mixed: by name they come class by class."""
     images = []
     for label, name in enumerate(classes):
-        for image in _names(folder / part / name, "images", lambda entry: _type(entry.name)):
-            images.append((f"{part}/{name}/{image}", label))
+        below = _images(folder / part / name)
+        if not below:
+            raise _none_of("images", folder / part / name)
+        images += [(f"{part}/{name}/{image}", label) for image in below]
     order = shuffled(len(images), 0).tolist()
     return [images[i] for i in order]
 
 
-def _names(folder: Path, what: str, wanted: Callable[[os.DirEntry], object]) -> list[str]:
-    """List what is wanted in a folder, by name, without hidden files."""
+def _images(folder: Path) -> list[str]:
+    """List the images in a folder and its subfolders, relative to it, in the order of torchvision's ImageFolder."""
+    found: dict[str, list[str]] = {}
+    for where, folders, files in os.walk(folder, followlinks=True):
+        here = os.path.realpath(where)
+        # not into hidden ones, nor round and round through a link to a folder that holds this one
+        inside = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in inside if not _holds(os.path.join(where, name), here)]
+        found[where] = sorted(name for name in files if _type(name) and not name.startswith("."))
+    paths = [os.path.join(where, name) for where in sorted(found) for name in found[where]]
+    return [path[len(str(folder)) + 1 :] for path in paths]
+
+
+def _holds(folder: str, inner: str) -> bool:
+    outer = os.path.realpath(folder)
+    return os.path.commonpath([outer, inner]) == outer
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """List the folders in a folder, by name, without hidden ones."""
     entries = []
     with contextlib.suppress(OSError):
         entries = list(os.scandir(folder))
-    names = [entry.name for entry in entries if wanted(entry) and not entry.name.startswith(".")]
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not names:
-        remedy = "put <class>/<image files> in its train and test, or point NB_LIB_DATA or root elsewhere"
-        raise InputError(f"there are no {what} in {folder}: {remedy}.")
+        raise _none_of("class folders", folder)
     return sorted(names)
+
+
+def _none_of(what: str, folder: Path) -> InputError:
+    remedy = "put <class>/<image files> in its train and test, or point NB_LIB_DATA or root elsewhere"
+    return InputError(f"there are no {what} in {folder}: {remedy}.")
 
 
 def _type(path: str) -> str:
@@ -97,7 +121,7 @@ def _fingerprint(folder: Path, paths: Sequence[str]) -> str:
         try:
             status = file.stat()
         except OSError as error:
-            raise InputError(f"{file} cannot be read: replace or delete it.") from error
+            raise InputError(f"cannot read {file}: {error.strerror}; replace it, or move it elsewhere.") from error
         line = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
         digest.update(os.fsencode(line))
     return digest.hexdigest()[:16]
@@ -134,4 +158,4 @@ def _image(path: Path) -> np.ndarray:
             rgb = np.asarray(image.convert("RGB"))
             return np.ascontiguousarray(rgb.transpose(2, 0, 1))
     except Exception as error:
-        raise InputError(f"{path} is not a readable 8-bit image: replace or delete it.") from error
+        raise InputError(f"{path} is not a readable 8-bit image: replace it, or move it elsewhere.") from error

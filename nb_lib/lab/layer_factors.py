@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
+from nb_lib.lab.samples import Samples
+from nb_lib.lab.trials import close
 from nb_lib.objective import Objective, flattened
 
 _LAYERS = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, GhostBatchNorm)
-_TRIED = 3  # samples on which a network is tried
 
 
 class Factor(NamedTuple):
@@ -87,7 +87,7 @@ class LayerFactors:
             yield Factor(a, d)
 
 
-def layer_calls(objective: Objective, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Call]:
+def layer_calls(objective: Objective, x: Samples, loss: Callable[[Tensor], Tensor]) -> list[Call]:
     """All calls of layers whose gradients factor, in a pass forward and one back; `loss` is a sum over the samples."""
     seen: list[tuple[nn.Module, Tensor]] = []
     edges = []  # where in the graph a layer's output comes from, whatever may overwrite that output later
@@ -102,7 +102,7 @@ def layer_calls(objective: Objective, x: Tensor, loss: Callable[[Tensor], Tensor
         for layer in objective.model.modules():
             if _is_known(layer):
                 hooks.callback(layer.register_forward_hook(note, with_kwargs=True).remove)
-        value = loss(objective.model(x))
+        value = loss(objective.outputs(x))
     if not edges:
         return []
     # the gradients of the outputs alone: those of the parameters, sums over the samples, are not computed
@@ -114,15 +114,16 @@ def layer_calls(objective: Objective, x: Tensor, loss: Callable[[Tensor], Tensor
     return calls
 
 
-def widest_factor(objective: Objective) -> int | None:
+def widest_factor(objective: Objective, x: Samples) -> int | None:
     """Numbers a sample in the largest factor; None if the layers do not factor all gradients of this network.
 
-    Tried on three samples against autograd, for a network may do with its parameters what its layers do not show.
+    Tried on some samples against autograd, for a network may do with its parameters what its layers do not show.
     """
     parameters = objective.flat.parameters
-    x = _some_samples(objective)
-    outputs = objective.model(x)
-    numbers = torch.arange(outputs.numel(), device=x.device).cos()
+    outputs = objective.outputs(x)
+    if not isinstance(outputs, Tensor):
+        return None
+    numbers = torch.arange(outputs.numel(), device=outputs.device).cos()
     cotangent = numbers.view_as(outputs).to(outputs)
 
     def loss(outputs: Tensor) -> Tensor:
@@ -132,46 +133,18 @@ def widest_factor(objective: Objective) -> int | None:
     layers = LayerFactors(parameters, calls)
     rows = {len(call.x) for call in calls} | {len(call.g) for call in calls}
     all_seen = all(layers.uses(p) for p in parameters)
-    if rows != {_TRIED} or not all_seen:
+    if rows != {len(outputs)} or not all_seen:
         return None
     factors = list(layers)
     found = torch.cat([factor.formed(factor.d) for factor in factors], 1)
-    for i in range(2):
+    for i in range(min(2, len(outputs))):
         loss_of_sample = (outputs * cotangent)[i].sum()
         gradients = torch.autograd.grad(loss_of_sample, parameters, retain_graph=True)
         expected = flattened(gradients)
-        if not _close(found[i], expected):
+        if not close(found[i], expected):
             return None
     widths = [max(a[0].numel(), d[0].numel()) for a, d in factors]
     return max(widths)
-
-
-def require_separate_samples(objective: Objective) -> None:
-    """Raise unless the network, as it is now, takes each sample by itself and gives numbers."""
-    x = _some_samples(objective)
-    outputs = objective.model(x)
-    if not outputs.isfinite().all():
-        raise InputError("the network's outputs at this point are not finite: nothing can be measured there.")
-    if not _close(objective.model(x[:2]), outputs[:2]):
-        raise InputError(
-            "what the network gives for one sample depends on the others beside it, so that a sample has no gradient "
-            "of its own: take the layer that mixes samples out."
-        )
-
-
-def _some_samples(objective: Objective) -> Tensor:
-    """Three samples, perhaps with one again."""
-    chosen = torch.arange(_TRIED) % len(objective.x)
-    return objective.x[chosen]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding, in whatever order a device adds."""
-    if a.shape != b.shape:
-        return False
-    rounding = torch.finfo(b.dtype).eps ** 0.5
-    difference = (a - b).norm()
-    return bool(difference <= 10 * rounding * b.norm())
 
 
 def _is_known(module: nn.Module) -> bool:

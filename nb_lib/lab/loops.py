@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from nb_lib.errors import InputError
 
@@ -57,7 +58,7 @@ class Loop:
         self._first = self.smooth.draws
         model = self.smooth.model
         part = next(module for module in model.modules() if not self.parameters.isdisjoint(module._parameters.values()))
-        hooks = [
+        hooks: list[tuple[nn.Module, Callable[[Hook], RemovableHandle], Callable[..., None]]] = [
             (model, model.register_forward_pre_hook, self._before_forward),
             (model, model.register_forward_hook, self._after_forward),
             (model, model.register_state_dict_pre_hook, self._before_state),

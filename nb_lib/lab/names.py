@@ -30,6 +30,8 @@ DATASETS = {
 }
 #: Training images of the data sets that the papers train on.
 TRAINING_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+#: Networks with batch normalization of single values, in dense layers: they cannot train on one sample.
+DENSE_NORMALIZED = ("smoothout-f1", "smoothout-c1", "smoothout-c3")
 #: Scales of the pixels (see `lab.data.load`).
 NORMALIZATIONS = ("unit", "symmetric", "imagenet", "standardized")
 #: Kinds of the weight noise θ: U(−a, a) or N(0, a²).
@@ -60,3 +62,14 @@ def residual_blocks(name: str) -> int:
     depth = re.fullmatch(r"resnet([1-9][0-9]{0,3})", name)
     n, rest = divmod(int(depth[1]) - 2, 6) if depth else (0, 0)
     return 0 if rest else n
+
+
+def published_ghost_batch(network: str) -> int | None:
+    """The ghost batch that a network is published with; None if it has no batch normalization.
+
+    >>> published_ghost_batch("ne-c1"), published_ghost_batch("resnet44"), published_ghost_batch("ne-f1")
+    (100, 128, None)
+    """
+    if network in ("digits-mlp", "ne-f1"):
+        return None
+    return 100 if network.startswith("ne-") else 128

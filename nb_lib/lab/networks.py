@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import GhostBatchNorm
-from nb_lib.lab.names import check_network, residual_blocks
+from nb_lib.lab.names import check_network, published_ghost_batch, residual_blocks
 from nb_lib.lab.residual import Norm, ResidualBlock
 
 Shape = tuple[int, int, int]
@@ -86,6 +86,17 @@ def convolutional(name: str) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in _any_skeleton(name))
 
 
+@cache
+def trains_on_one(name: str, shape: Shape, classes: int) -> bool:
+    """Whether the network `name` can train on one sample: no normalization in it sees a single value a channel."""
+    model = _skeleton(name, shape, classes)
+    try:
+        model(torch.empty(1, *shape, device="meta"))
+    except ValueError:  # torch's, of a variance of one value
+        return False
+    return True
+
+
 def _any_skeleton(name: str) -> nn.Sequential:
     return _skeleton(name, (1, 64, 64), classes=2)
 
@@ -100,7 +111,7 @@ def _skeleton(
 ) -> nn.Sequential:
     """Build the layers without memory: torch's own initialization would draw from the global generator."""
     specification = _specification(name)
-    group = group_size or specification.group_size
+    group = group_size or published_ghost_batch(name)
 
     def norm(features: int) -> GhostBatchNorm:
         return GhostBatchNorm(features, group, minibatches=minibatches, batch_size=batch_size)
@@ -200,11 +211,10 @@ def _fan_out(weight: Tensor, bias: Tensor | None, generator: torch.Generator) ->
 
 @dataclass(frozen=True)
 class _Specification:
-    """How to build one network: its layers, its initialization and the ghost batch it is published with."""
+    """How to build one network: its layers and its initialization."""
 
     layers: Callable[[Shape, int, Norm], Layers]
     initialize: Callable[[Tensor, Tensor | None, torch.Generator], None]
-    group_size: int | None = None
 
 
 _STACKS = ((3, 64), (3, 128), (3, 256))
@@ -212,17 +222,17 @@ _QUARTER_STACKS = ((3, 16), (3, 32), (3, 64))
 _SPECIFICATIONS = {
     "digits-mlp": _Specification(partial(_dense, hidden=2 * [64]), _glorot),
     "ne-f1": _Specification(partial(_dense, hidden=7 * [500]), _glorot),
-    "ne-c1": _Specification(partial(_vgg, stacks=_STACKS), _glorot, 100),
-    "ne-c1-quarter": _Specification(partial(_vgg, stacks=_QUARTER_STACKS), _glorot, 100),
-    "ne-c2": _Specification(partial(_vgg, stacks=(*_STACKS, (2, 512)), hidden=[1024]), _glorot, 100),
-    "smoothout-f1": _Specification(partial(_dense, hidden=5 * [512], normalized=True), _fan_in, 128),
-    "smoothout-c1": _Specification(_shallow, _fan_in, 128),
-    "smoothout-c3": _Specification(_shallow, _fan_in, 128),
+    "ne-c1": _Specification(partial(_vgg, stacks=_STACKS), _glorot),
+    "ne-c1-quarter": _Specification(partial(_vgg, stacks=_QUARTER_STACKS), _glorot),
+    "ne-c2": _Specification(partial(_vgg, stacks=(*_STACKS, (2, 512)), hidden=[1024]), _glorot),
+    "smoothout-f1": _Specification(partial(_dense, hidden=5 * [512], normalized=True), _fan_in),
+    "smoothout-c1": _Specification(_shallow, _fan_in),
+    "smoothout-c3": _Specification(_shallow, _fan_in),
 }
 
 
 def _specification(name: str) -> _Specification:
     blocks = residual_blocks(check_network(name))
     if blocks:
-        return _Specification(partial(_residual, blocks=blocks), _fan_out, 128)
+        return _Specification(partial(_residual, blocks=blocks), _fan_out)
     return _SPECIFICATIONS[name]

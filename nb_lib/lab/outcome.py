@@ -49,7 +49,7 @@ def ending(run: Run, epoch: int, loss: float) -> str | None:
         return "diverged"
     if run.stop_below and loss < run.stop_below:
         return "converged"
-    if epoch == run.epochs:
+    if epoch >= run.epochs:
         return "out of epochs" if run.stop_below else "finished"
     return None
 

@@ -39,20 +39,24 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def commit() -> str:
-    """Commit of the source tree, with ``+changes`` if it has uncommitted ones; without git $NB_LIB_COMMIT.
+    """Commit that this package is part of, with ``+changes`` if it has uncommitted ones; else $NB_LIB_COMMIT.
 
-    As it was when this process asked first: the tree may move on while what it has loaded stays.
+    That is where git does not have this package: without git, or in an environment within another repository.  As it
+    was when this process asked first: the tree may move on while what it has loaded stays.
     """
+    package = Path(__file__).resolve().parents[1]
     try:
-        # in some other project's repository git would answer with that project's commit
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "-uno")
+        _git(package, "cat-file", "-e", "HEAD:./__init__.py")  # else HEAD is that of some other project
+        head = _git(package, "rev-parse", "--short=12", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("NB_LIB_COMMIT", "unknown")
+        return os.environ.get("NB_LIB_COMMIT") or "unknown"
     return f"{head}+changes" if changed else head
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def _git(folder: Path, *arguments: str) -> str:
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # as a hook of any repository sets them
+    here = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, env=here)
+    return done.stdout.strip()

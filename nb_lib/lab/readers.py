@@ -1,5 +1,6 @@
 """Read the data sets of scikit-learn and torchvision as published; draw subsets that are the same on every machine."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from nb_lib.errors import InputError
+from nb_lib.lab.device import out_of_memory
+from nb_lib.lab.files import cannot_write
 from nb_lib.lab.names import DATASETS
 
 # without its dash a title is the name of the class in torchvision.datasets
 TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_OF_THE_DISK |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 Part = tuple[Tensor, Tensor]  # uint8 images [N, C, H, W] and int64 labels [N]
 
@@ -67,7 +71,11 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
         train_part = _checked(train, DATASETS[name])
         test_part = _checked(test, DATASETS[name])
     except Exception as error:
-        remedy = f"delete it and load {name!r} with download=True"
+        if out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.strerror:
+            raise InputError(f"cannot read {error.filename}: {error.strerror}.") from error
+        remedy = f"move it elsewhere and load {name!r} with download=True"
         raise InputError(f"{paths[0].parent} is damaged: {remedy}.") from error
     return Raw(f"torchvision's {title}", tuple(train.classes), train_part, test_part)
 
@@ -93,6 +101,8 @@ def _download(name: str, dataset: Any, files: Sequence[str], root: Path) -> None
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(os.path.join(fresh, file), target)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise cannot_write(root, error) from error
         remedies = "try again with a network, or point NB_LIB_DATA or root at a folder that has it"
         raise InputError(f"{name} could not be downloaded into {root}: {remedies}.") from error
 

@@ -63,8 +63,8 @@ def command(name: str, scale: str = "full") -> str:
 def _origin(variety: Variety, records: list[Record]) -> str:
     seconds = statistics.median(_seconds(record) for record in records)
     many = "1 run" if len(records) == 1 else f"{len(records)} runs"
-    devices = all_of(record.provenance["device"] for record in records)
-    commits = all_of(record.provenance["commit"] for record in records)
+    devices = all_of(record.provenance.get("device", "unknown") for record in records)
+    commits = all_of(record.provenance.get("commit", "unknown") for record in records)
     words = filter(None, variety)
     return ", ".join([*words, f"{many} of {seconds:,.0f} s", devices, f"commit {commits}"])
 
@@ -104,7 +104,7 @@ def answers(cell: Run, cells: Cells) -> Varieties:
 
 def _variety(record: Record, cell: Run) -> Variety:
     run = record.run
-    dataset = record.provenance["dataset_variant"]
+    dataset = record.provenance.get("dataset_variant", "unknown")
     if run.dataset.startswith(_FOLDER):
         dataset = f"{dataset} ({run.dataset})"
     if run.cutting == cell.cutting:

@@ -6,11 +6,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from operator import itemgetter
-from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any
 
-from nb_lib.errors import InputError, check_alpha, check_strength, known
-from nb_lib.lab import names
+from nb_lib.errors import InputError, known
+from nb_lib.lab import names, rules
+from nb_lib.lab.text import meant, read
 
 LrSteps = tuple[tuple[int, float], ...]  # pairs of an epoch and the learning rate that holds from it on
 
@@ -20,7 +20,9 @@ class Run:
     """Everything that decides the outcome of one training, and nothing else.
 
     Defaults are plain large-batch Adam on the embedded digits.  α = 1 is ordinary SGD and a = 0 is no weight noise:
-    the papers' methods are values, not modes.  An impossible value raises `InputError`.
+    the papers' methods are values, not modes.  Text is read by the type of its field (see `lab.text`).  An impossible
+    value raises `InputError`, and so does one other than the default in a field that has no effect under the others
+    (but `noise_batch` without noise: protocols name it for both).
 
     Parameters
     ----------
@@ -97,48 +99,9 @@ class Run:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value = _as_declared(f, getattr(self, f.name))
+            value = _as_declared(f.name, getattr(self, f.name), f.type)
             object.__setattr__(self, f.name, value)
-        self._check_names()
-        self._check_numbers()
-
-    def _check_names(self) -> None:
-        names.check_network(self.network)
-        if not self.dataset.startswith("folder:"):
-            known("dataset", self.dataset, names.DATASETS)
-        known("input normalization", self.inputs, names.NORMALIZATIONS)
-        known("distribution", self.distribution, names.DISTRIBUTIONS)
-        known("selection of parameters", self.perturb, names.SELECTIONS)
-        known("augmentation", self.augment, names.AUGMENTATIONS)
-        known("optimizer", self.optimizer, names.OPTIMIZERS)
-        known("learning-rate scaling", self.lr_scaling, names.LR_SCALINGS)
-        known("precision", self.precision, names.PRECISIONS)
-        known("cutting", self.cutting, names.CUTTINGS)
-
-    def _check_numbers(self) -> None:
-        check_alpha(self.alpha)
-        check_strength(self.a)
-        for name in ("batch_size", "epochs", "lr_reference", "noise_batch", "train_size"):
-            self._require(name, "at least 1", least=1)
-        B, n = self.batch_size, self.train_size
-        if n is not None and n < B:
-            raise InputError(f"batch_size {B} is larger than the training set ({n} samples).")
-        self._require("ghost_batch", "at least 2", least=2)
-        for name in ("lr", "clip", "halve_at", "stop_below"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} must be a positive finite number, not {value!r}.")
-        for name in ("weight_decay", "valid_size", "seed", "split_seed"):
-            self._require(name, "at least 0", least=0)
-        self._require("momentum", "in [0, 1)", least=0, below=1)
-        for epoch, lr in self.lr_steps:
-            if epoch < 0 or not 0 < lr < math.inf:
-                raise InputError(f"lr_steps must be pairs of epoch and rate, not {self.lr_steps!r}.")
-
-    def _require(self, name: str, what: str, *, least: float, below: float = math.inf) -> None:
-        value = getattr(self, name)
-        if value is not None and not least <= value < below:
-            raise InputError(f"{name} must be {what}, not {value!r}.")
+        rules.check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
@@ -172,27 +135,30 @@ class Run:
         return tuple((epoch, lr * factor) for epoch, lr in [(0, self.lr), *in_order])
 
 
-def _as_declared(f: "dataclasses.Field[Any]", value: Any) -> Any:
-    """Bring a value to its field's declared type, so that 1, 1.0 and a JSON round trip give one key."""
-    declared: Any = f.type  # a type, as `float`, or that or None, as `float | None`
-    types = get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    if value is None and NoneType in types:
+def _as_declared(name: str, value: Any, kind: Any) -> Any:
+    """Bring a value to its field's declared type, so that "1", 1, 1.0 and a JSON round trip give one key."""
+    value = read(name, value, kind)
+    if value is None and kind == kind | None:
         return None
     try:
-        return _read(types[0], value)
+        return _converted(value, kind)
     except (TypeError, ValueError, OverflowError) as error:
-        name = getattr(declared, "__name__", str(declared))
-        raise InputError(f"{f.name} must be of type {name}, not {value!r}.") from error
+        raise InputError(f"{name} must be {meant(kind)}, not {value!r}.") from error
 
 
-def _read(kind: Any, value: Any) -> Any:
-    """Read the value as a text, flag, number or schedule; a TypeError, or what Python makes of it, if it is none."""
-    if kind is LrSteps:
-        return tuple((int(epoch), float(lr)) for epoch, lr in value)
-    if kind in (str, bool):
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
+def _converted(value: Any, kind: Any) -> Any:
+    """The value as a text, flag, number or schedule; a TypeError, or what Python makes of it, if it is none."""
+    if kind == LrSteps:
+        return tuple((_converted(epoch, int), _converted(lr, float)) for epoch, lr in value)
+    for one in (int, float):
+        if kind in (one, one | None):
+            return _number(value, one)
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> float:
     if isinstance(value, bool | str):  # Python would make numbers of them
         raise TypeError
     number = kind(value)

@@ -11,7 +11,7 @@ from torch import nn
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import part_sizes
 from nb_lib.lab.data import Data, Split, load
-from nb_lib.lab.device import pick_device
+from nb_lib.lab.device import out_of_memory, pick_device
 from nb_lib.lab.networks import build, stackable
 from nb_lib.lab.runs import Run
 from nb_lib.lab.stacked import stack
@@ -127,7 +127,7 @@ def trained(run: Run, store: RunStore, data: Data) -> nn.Module:
     Raises
     ------
     InputError
-        If they are not there, or damaged.
+        If they are not there, or are those of another network.
     """
     # as if trained without noise enhancement, whose two minibatches matter in training mode only
     model = make_network([dataclasses.replace(run, alpha=1.0)], data).eval()
@@ -137,5 +137,9 @@ def trained(run: Run, store: RunStore, data: Data) -> nn.Module:
     except FileNotFoundError as error:
         raise InputError(f"no weights of run {run.key} in {store.folder}: train it with keep_weights.") from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path} is damaged: delete it and train again.") from error
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"{path} does not hold the weights of this {run.network}, or not all: move it elsewhere and train again."
+        ) from error
     return model

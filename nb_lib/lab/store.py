@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nb_lib.errors import InputError
-from nb_lib.lab.files import write_atomically
+from nb_lib.lab.files import Source, place, read_text, write_atomically
+from nb_lib.lab.record_text import parsed
 from nb_lib.lab.runs import Record, Run
 
 if TYPE_CHECKING:  # what only lists or merges records shall not wait until these are loaded
     import pandas as pd
     from torch import nn
-
-Source = str | os.PathLike[str]  # a store, or a file of JSON lines
 
 _RECORDS = f"{16 * '[0-9a-f]'}.json"  # named by the keys of their runs; other files in the folder are left alone
 _CURVE_FIELDS = ("network", "dataset", "batch_size", "alpha", "a", "adaptive", "seed")
@@ -30,7 +29,7 @@ class RunStore:
     """
 
     def __init__(self, folder: Source) -> None:
-        self.folder = Path(folder)
+        self.folder = place(folder)
 
     def path(self, run: Run) -> Path:
         """Where the record of `run` lies, or would."""
@@ -47,7 +46,7 @@ class RunStore:
         return len(list(self.folder.glob(_RECORDS)))
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_read, sorted(self.folder.glob(_RECORDS)))
+        return map(_stored, sorted(self.folder.glob(_RECORDS)))
 
     def save(self, record: Record) -> None:
         """Keep a record; it is on the disk, whole, when this returns."""
@@ -61,58 +60,67 @@ class RunStore:
         write_atomically(self.weights(run), lambda file: torch.save(model.state_dict(), file))
 
     def load(self, run: Run) -> Record:
-        """Return the record of `run`; an `InputError` if it is not stored or its file is damaged."""
+        """Return the record of `run`; an `InputError` if it is not stored, or its file holds something else."""
         if run not in self:
             raise InputError(f"no record of run {run.key} in {self.folder}: train it first.")
-        return _read(self.path(run))
+        return _stored(self.path(run))
 
 
-def _read(path: Path) -> Record:
-    try:
-        return Record.from_json(path.read_text())
-    except (InputError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: delete it and run again ({error}).") from error
+def _stored(path: Path) -> Record:
+    """The record in a file of a store, which is named by the run that it is of."""
+    record = parsed(read_text(path), str(path))
+    key = record.run.key
+    if key != path.stem:
+        raise InputError(f"{path} holds the record of another run, {key}: move it elsewhere.")
+    return record
 
 
 def frame(records: Iterable[Record]) -> "pd.DataFrame":
-    """Records as a table, one row a run (see `Record.row`)."""
+    """Records as a table, one row a run (see `Record.row`); without any an `InputError`."""
     import pandas as pd
 
-    return pd.DataFrame([record.row() for record in records])
+    return pd.DataFrame([record.row() for record in _some(records)])
 
 
 def curves(records: Iterable[Record]) -> "pd.DataFrame":
-    """Training curves as a tidy table: one row an epoch a run, with the run's fields beside it."""
+    """Training curves as a tidy table: one row an epoch a run, with the run's fields beside it; see `frame`."""
     import pandas as pd
 
     parts = []
-    for record in records:
+    for record in _some(records):
         fields = {name: getattr(record.run, name) for name in _CURVE_FIELDS}
         parts.append(pd.DataFrame(record.curve).assign(**fields))
     return pd.concat(parts, ignore_index=True)
 
 
+def _some(records: Iterable[Record]) -> list[Record]:
+    records = list(records)
+    if not records:
+        raise InputError("there are no records to show: train some runs, or name a store that holds some.")
+    return records
+
+
 def read_lines(path: Source) -> list[Record]:
-    """Read a file of JSON lines as `write_lines` makes them; an `InputError` if it, or a line, is no such thing."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read the records in {path}: {error.strerror}.") from error
-    return [Record.from_json(line) for line in text.splitlines()]
+    """Read a file of JSON lines as `write_lines` makes them; an `InputError` names it, and the line that is no record.
+
+    Blank lines are none.
+    """
+    lines = read_text(place(path)).split("\n")
+    return [parsed(line, f"{path}, line {i},") for i, line in enumerate(lines, start=1) if line.strip()]
 
 
 def load_records(sources: Source | Iterable[Source]) -> list[Record]:
     """Read every record of stores, of folders of JSON lines as the book's, and of single such files.
 
-    One that is not there, or damaged, raises `InputError`.
+    One that is not there, or holds something else, raises `InputError`.  Hidden files are left out.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
     records: list[Record] = []
-    for source in sources:
-        for file in sorted(Path(source).glob("*.jsonl")):
+    for source in map(place, sources):
+        for file in sorted(source.glob("[!.]*.jsonl")):
             records += read_lines(file)
-        records += RunStore(source) if Path(source).is_dir() else read_lines(source)
+        records += RunStore(source) if source.is_dir() else read_lines(source)
     return records
 
 
@@ -120,7 +128,7 @@ def write_lines(records: Iterable[Record], path: Source) -> None:
     """Write records as JSON lines, sorted by their runs, so that changed results are a readable difference."""
     ordered = sorted(records, key=lambda record: json.dumps(record.run.to_dict()))
     content = "".join(f"{record.to_json()}\n" for record in ordered).encode()
-    write_atomically(Path(path), lambda file: file.write(content))
+    write_atomically(place(path), lambda file: file.write(content))
 
 
 def merge(sources: Iterable[Source], into: Source) -> dict[Path, int]:
@@ -128,12 +136,17 @@ def merge(sources: Iterable[Source], into: Source) -> dict[Path, int]:
 
     In a folder a record goes to ``<network>.jsonl``.  What is there already stays where and as it is; of a run that
     several sources hold the first counts.  Returns how many records each file that was written has then.
+
+    Raises
+    ------
+    InputError
+        If the sources have no record, or something there is none.
     """
-    into = Path(into)
+    into = place(into)
     by_network = into.is_dir()
     there = {record.run for record in load_records(into)} if into.exists() else set()
     new: dict[Path, list[Record]] = {} if by_network else {into: []}
-    for record in first_of_each(load_records(sources)):
+    for record in first_of_each(_some(load_records(sources))):
         if record.run not in there:
             file = into
             if by_network:

@@ -7,11 +7,12 @@ is spent whole: groups that would not end in time wait until all that would have
 
 import math
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pandas as pd
@@ -19,12 +20,22 @@ from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
 from nb_lib.lab.device import hidden
+from nb_lib.lab.files import place
 from nb_lib.lab.runs import Record, Run
-from nb_lib.lab.store import RunStore, merge
+from nb_lib.lab.store import RunStore, load_records, merge
 from nb_lib.lab.tasks import Ended, Measure, Task
+from nb_lib.lab.text import read
 from nb_lib.lab.workers import Workers, workers
 
 _POLL = 0.5  # seconds between looks at runs that another process trains
+
+
+class SomeFailed(InputError):
+    """Some runs of a sweep ended in errors; the `records` of all others are here as they would have been returned."""
+
+    def __init__(self, message: str, records: list[Record]) -> None:
+        super().__init__(message)
+        self.records = records
 
 
 def sweep(
@@ -61,7 +72,8 @@ def sweep(
         None keeps nothing.  Several processes and machines may share one on a file system with locks; no run is
         trained twice.
     budget : float, optional
-        Seconds after which to stop; a training that is not done by then leaves a checkpoint for the next call.
+        Seconds after which to stop; a training that is not done by then leaves a checkpoint for the next call.  However
+        short it is, one epoch is trained, so that the next call begins further on.
     have : iterable of Record
         Of runs that count as done though the store does not hold them.
     into : path, optional
@@ -89,10 +101,17 @@ def sweep(
 
     Raises
     ------
+    SomeFailed
+        At the end, if runs ended in errors, a line for each group of them: the other groups are trained none the less.
     InputError
-        For anything that would stop every run (a missing data set, a full disk); what was stored before stays.
+        At once, for what would stop every run (a full disk); what was stored before stays.
     """
-    deadline = math.inf if budget is None else time.time() + budget
+    budget = read("budget", budget, float | None)
+    if budget is not None and not budget >= 0:
+        raise InputError(f"budget must be a number of seconds, 0 or more, not {budget!r}.")
+    if into is not None and place(into).exists():
+        load_records(into)  # before anything is trained: what is there must be records
+    deadline = math.inf if budget is None else time.monotonic() + budget
     runs = list(dict.fromkeys(runs))
     had = {record.run: record for record in have}
     wanted = [run for run in runs if run not in had]
@@ -113,8 +132,10 @@ def sweep(
     if progress:
         elsewhere = had.keys() - {record.run for record in records}
         if named:
-            print(_account(named, records, ended.records, elsewhere))
-        print(_closing_line(runs, records, ended, len(elsewhere & set(runs))))
+            _say(_account(named, records, ended.records, elsewhere))
+        _say(_closing_line(runs, records, ended, len(elsewhere & set(runs))))
+    if ended.failed:
+        raise SomeFailed(_failures(ended.failed, len(wanted)), records)
     return records
 
 
@@ -124,21 +145,21 @@ def _train_missing(
     """Go round until nothing is missing that could be had: what another process has claimed, it may yet lose."""
     ended = Ended()
     while True:
-        given_up = {*ended.too_large, *ended.lost}
-        missing = [run for run in runs if run not in given_up and task.lacks(run)]
-        bar.n = len(runs) - len(missing) - len(given_up)
+        missing = [run for run in runs if run not in ended.failed and task.lacks(run)]
+        bar.n = len(runs) - len(missing) - len(ended.failed)
         bar.refresh()
         if not missing or ended.out_of_time:
             return ended
         this_round = Ended()
-        for one in train(task, task.groups(missing), bar):
-            this_round.add(one)
-            bar.update(len(one.records))
-            for record in one.records:  # of a worker that may not see this store
-                if record.run not in task.store:
-                    task.store.save(record)
-            if one.records and into is not None:
-                merge([task.store.folder], into)
+        with closing(train(task, task.groups(missing), bar)) as attempts:
+            for one in attempts:
+                this_round.add(one)
+                bar.update(len(one.records))
+                for record in one.records:  # of a worker that may not see this store
+                    if record.run not in task.store:
+                        task.store.save(record)
+                if one.records and into is not None:
+                    merge([task.store.folder], into)
         ended.add(this_round)
         if this_round == Ended(busy=True):
             time.sleep(_POLL)
@@ -179,10 +200,8 @@ def _closing_line(runs: Sequence[Run], records: Sequence[Record], ended: Ended, 
     if elsewhere:
         parts.append(f"{elsewhere} done elsewhere")
     reasons = []
-    if ended.too_large:
-        reasons.append(f"{len(ended.too_large)} too large")
-    if ended.lost:
-        reasons.append(f"{len(ended.lost)} their workers lost")
+    if ended.failed:
+        reasons.append(f"{len(ended.failed)} failed")
     if ended.out_of_time:
         reasons.append("out of time: the same call goes on")
     if left:
@@ -193,3 +212,19 @@ def _closing_line(runs: Sequence[Run], records: Sequence[Record], ended: Ended, 
         endings = [f"{count} {status}" for status, count in statuses.items()]
         line += f"; {', '.join(endings)}"
     return f"{line}."
+
+
+def _failures(failed: Mapping[Run, str], wanted: int) -> str:
+    """A line for each group that failed and each reason; one reason alone, if all have it."""
+    reasons = set(failed.values())
+    if len(failed) == wanted and len(reasons) == 1:
+        return reasons.pop()
+    lines = dict.fromkeys(f"{run.label}: {reason}" for run, reason in failed.items())
+    heading = f"{len(failed)} of {wanted} runs failed; the same call tries them again."
+    return "\n".join([heading, *lines])
+
+
+def _say(text: str) -> None:
+    """Print a text; what the encoding of the output lacks, α in latin-1, is spelled out."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -6,19 +6,22 @@ import math
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
 from tqdm.auto import tqdm
 
-from nb_lib.errors import InputError
+from nb_lib.errors import CannotWrite, InputError
 from nb_lib.lab.checkpoints import Checkpoints, checkpointed
 from nb_lib.lab.data import Data, data_root
 from nb_lib.lab.device import let_go, out_of_memory, pick_device
+from nb_lib.lab.files import cannot_write
 from nb_lib.lab.names import DATASETS
 from nb_lib.lab.networks import parameter_count
 from nb_lib.lab.runs import Record, Run
@@ -39,14 +42,13 @@ class Ended:
     """What came of one attempt at a group, or of all.
 
     >>> both = Ended(busy=True)
-    >>> both.add(Ended(lost=[Run()]))
-    >>> both.busy, len(both.lost)
+    >>> both.add(Ended(failed={Run(): "its worker was lost"}))
+    >>> both.busy, len(both.failed)
     (True, 1)
     """
 
     records: list[Record] = field(default_factory=list)
-    too_large: list[Run] = field(default_factory=list)
-    lost: list[Run] = field(default_factory=list)
+    failed: dict[Run, str] = field(default_factory=dict)  # and why
     busy: bool = False  # somebody else is at some of them
     out_of_time: bool = False
     in_vain: bool = False  # it would not end in time
@@ -55,8 +57,7 @@ class Ended:
     def add(self, other: "Ended") -> None:
         """Count what came of another attempt."""
         self.records += other.records
-        self.too_large += other.too_large
-        self.lost += other.lost
+        self.failed |= other.failed
         self.busy |= other.busy
         self.out_of_time |= other.out_of_time
         self.in_vain |= other.in_vain
@@ -73,7 +74,7 @@ class Task:
     download: bool
     measure: Measure | None
     keep_weights: bool
-    deadline: float  # of time.time(), which machines share
+    deadline: float  # of this machine's time.monotonic()
 
     def lacks(self, run: Run) -> bool:
         """Whether there is something to do for this run."""
@@ -83,7 +84,11 @@ class Task:
 
     def left(self) -> float:
         """Seconds until the deadline."""
-        return self.deadline - time.time()
+        return self.deadline - time.monotonic()
+
+    def lasting(self, seconds: float) -> "Task":
+        """The same with so much time from now on, by the clock of this machine."""
+        return dataclasses.replace(self, deadline=time.monotonic() + seconds)
 
     def groups(self, runs: list[Run]) -> list[list[Run]]:
         """What to train together, in the order of the runs."""
@@ -97,12 +102,27 @@ class Task:
         place = {run: i for i, run in enumerate(runs)}
         return sorted(groups, key=lambda group: place[group[0]])
 
-    def __call__(self, group: list[Run], watch: Watch | None = None, expected: float = math.nan) -> Ended:
-        """Train those runs of a group that nobody else has or is at; for `watch`, `expected` see `Training.finish`."""
+    def __call__(
+        self, group: list[Run], watch: Watch | None = None, expected: float = math.nan, *, late: bool = False
+    ) -> Ended:
+        """Train those runs of a group that nobody else has or is at; for `watch`, `expected` see `Training.finish`.
+
+        What is begun in time, or `late`, trains for an epoch at least.  An error ends these runs alone, but
+        `CannotWrite`, which would end all others, is raised.
+        """
         with _ONE_AT_A_TIME, ExitStack() as locks:
             mine = [run for run in group if self._claim(run, locks)]
-            ended = self._train([run for run in mine if self.lacks(run)], watch, expected)
+            missing = [run for run in mine if self.lacks(run)]
+            in_time = late or self.left() > 0
+            try:
+                ended = self._train(missing, watch, expected) if in_time else Ended(out_of_time=bool(missing))
+            except CannotWrite:
+                raise
+            except Exception as error:
+                reason = _in_one_line(error)
+                ended = Ended(failed={run: reason for run in missing if self.lacks(run)})
             ended.busy = len(mine) < len(group)
+            ended.out_of_time |= ended.busy and self.left() <= 0
             return ended
 
     def _claim(self, run: Run, locks: ExitStack) -> bool:
@@ -114,16 +134,12 @@ class Task:
         except Timeout:
             return False
         except OSError as error:
-            raise InputError(
-                f"cannot write to {self.store.folder}: {error.strerror}; free some space or choose another folder."
-            ) from error
+            raise cannot_write(self.store.folder, error) from error
         return True
 
     def _train(self, group: list[Run], watch: Watch | None, expected: float) -> Ended:
         if not group:
             return Ended()
-        if self.left() <= 0:
-            return Ended(out_of_time=True)
         data = data_for(group[0], self.device, self.root, self.download)
         ended = self._attempt(group, data, watch, expected)
         if ended is None or data.device.type == "cuda":
@@ -132,8 +148,7 @@ class Task:
             return ended
         label, half = group[0].label, (len(group) + 1) // 2
         if len(group) == 1:
-            tqdm.write(f"{label}: does not fit into the memory of the device; it is left.", file=sys.stderr)
-            return Ended(too_large=group)
+            return Ended(failed={group[0]: "it does not fit into the memory of the device."})
         tqdm.write(f"{label}: {len(group)} networks at once do not fit; {half} at once.", file=sys.stderr)
         ended = self._train(group[:half], watch, expected)
         ended.add(self._train(group[half:], watch, expected))
@@ -191,6 +206,15 @@ class Task:
         """Remove the checkpoints of runs of which nothing is missing any more."""
         done = {run.key for run in runs if not self.lacks(run)}
         Checkpoints(self.store.folder).forget(done)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What happened, and, if it is not said in a sentence of ours, where."""
+    if isinstance(error, InputError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = str(error).partition("\n")[0]
+    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {said}"
 
 
 _loaded: dict[tuple[object, ...], Data] = {}

@@ -12,6 +12,7 @@ gradients of convolutions and overlapping pooling in another order each time.
 import math
 import os
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,14 +23,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nb_lib.errors import InputError
 from nb_lib.lab.augmentation import draw_views
-from nb_lib.lab.checkpoints import checkpointed, save_checkpoint, state_for
+from nb_lib.lab.checkpoints import checkpointed, expecting, save_checkpoint, state_for
 from nb_lib.lab.data import Data, Split, epoch_indices
 from nb_lib.lab.device import hidden, initial_random_state, precision, random_state
 from nb_lib.lab.graphs import own_stream
+from nb_lib.lab.networks import trains_on_one
 from nb_lib.lab.outcome import ending, evaluate, thinned
 from nb_lib.lab.provenance import commit, provenance
+from nb_lib.lab.rules import check_batches
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.setup import channels_last, load_for, minibatches, seed_for, side_by_side, trained
 from nb_lib.lab.stacked import unstack
@@ -81,13 +83,12 @@ class Training:
     Raises
     ------
     InputError
-        If the batch is larger than the training set.
+        If the batch is larger than the training set, or one of a single sample that the network cannot train on.
     """
 
     def __init__(self, runs: Sequence[Run], data: Data) -> None:
         run, n = runs[0], len(data.train)
-        if run.batch_size > n:
-            raise InputError(f"batch_size {run.batch_size} is larger than the training set ({n} samples).")
+        check_batches(run, n, one_fails=not trains_on_one(run.network, data.shape, len(data.classes)))
         commit()  # of the code that trains now, not of what the tree has at the end
         self.runs = list(runs)
         self.run = run
@@ -169,7 +170,8 @@ class Training:
                 run = self.runs[k]
                 tqdm.write(
                     f"{run.label} seed={run.seed} diverged in epoch {self.epoch}: its loss is not finite. "
-                    "It is recorded as such; try a lower learning rate or α."
+                    "It is recorded as such; try a lower learning rate or α.",
+                    file=sys.stderr,
                 )
         self.step.set_factors(factors)
 
@@ -196,8 +198,8 @@ class Training:
         checkpoint, every, progress
             See `train`; `every` so many seconds the state is kept.
         until : float
-            A time of ``time.monotonic()``: an epoch that would not end before it is not begun. The state is left in
-            the checkpoint then, and only the runs that have ended are in the list.
+            A time of ``time.monotonic()``: an epoch that would not end before it is not begun, but for the first one
+            here. The state is left in the checkpoint then, and only the runs that have ended are in the list.
         expected : float
             Epochs that the longest run is expected to take: training that by its pace would not end in time stops
             after the first three here.
@@ -222,7 +224,7 @@ class Training:
                 left = until - time.monotonic()
                 rest = (expected - self.epoch) * self.pace  # NaN if nobody knows
                 in_vain = self.epoch == start + _PACED and 0.9 * rest > left
-                if in_vain or self.pace > left:
+                if self.epoch > start and (in_vain or self.pace > left):
                     break
                 loss = self.train_epoch()
                 bar.update()
@@ -288,10 +290,11 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, or raise as `checkpoints.state_for` does."""
-        state = state_for(state, self.runs, self.data.device.type)
-        self.step.load_state_dict(state)
-        for generator, saved in zip(self._order, state["order"], strict=True):
-            generator.set_state(saved.cpu())
-        self._dropout = [saved.cpu() for saved in state["dropout"]]
-        self.epoch, self.updates, self.wall_time = state["progress"]
-        self.status, self.curves = state["status"], state["curves"]
+        with expecting(state):
+            state = state_for(state, self.runs, self.data.device.type)
+            self.step.load_state_dict(state)
+            for generator, saved in zip(self._order, state["order"], strict=True):
+                generator.set_state(saved.cpu())
+            self._dropout = [saved.cpu() for saved in state["dropout"]]
+            self.epoch, self.updates, self.wall_time = state["progress"]
+            self.status, self.curves = state["status"], state["curves"]

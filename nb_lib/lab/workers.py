@@ -5,23 +5,25 @@ forecast from the pace of those measured so far and the epochs that runs like th
 """
 
 import math
+import signal
 import statistics
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import as_completed as all_of
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from nb_lib import published
+from nb_lib.errors import CannotWrite
 from nb_lib.lab.device import pick_device
 from nb_lib.lab.networks import convolutional
 from nb_lib.lab.provenance import device_name
@@ -29,7 +31,8 @@ from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.setup import minibatches
 from nb_lib.lab.tasks import Ended, Task
 
-Workers = Callable[[Task, list[list[Run]], "tqdm[Any]"], Iterator[Ended]]
+Attempts = Generator[Ended, None, None]
+Workers = Callable[[Task, list[list[Run]], "tqdm[Any]"], Attempts]
 
 _FEW_SAMPLES = 512  # in a pass of a dense network: a GPU waits for the host
 
@@ -113,7 +116,7 @@ class Forecast:
 
 def _neutral(run: Run) -> Run:
     """What decides how many epochs a training takes."""
-    return replace(run, seed=0, dataset="digits", precision="float32")
+    return replace(run, seed=0, dataset="folder:any", precision="float32")
 
 
 def _network(run: Run) -> tuple[object, ...]:
@@ -121,8 +124,11 @@ def _network(run: Run) -> tuple[object, ...]:
     return run.network, run.dataset, run.train_size, run.valid_size, run.precision
 
 
-def _here(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[Any]") -> Iterator[Ended]:
-    """One group after the other; those that would not end in time after all that would."""
+def _here(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[Any]", begun: bool = False) -> Attempts:
+    """One group after the other; those that would not end in time after all that would.
+
+    However short the time, one epoch is trained if none is `begun`: else the same call would never get on.
+    """
     shown = 0.0
 
     def say(words: str) -> None:
@@ -135,17 +141,17 @@ def _here(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[An
         return task.left() <= 0 or forecast.epoch(group) > task.left()
 
     def train(group: list[Run], expected: float) -> Ended:
+        nonlocal begun
         bar.set_description(group[0].label)
-        ended = task(group, say, expected)
+        ended = task(group, say, expected, late=not begun)
         for run, networks, seconds in ended.measured:
             forecast.learn(run, networks, seconds)
+            begun = True
         return ended
 
     put_off = []
     for group in groups:
-        if no_epoch_fits(group):
-            yield Ended(out_of_time=True)
-        elif forecast.rest(group, task.epochs_done(group)) > task.left():
+        if no_epoch_fits(group) or forecast.rest(group, task.epochs_done(group)) > task.left():
             put_off.append(group)
         else:
             ended = train(group, forecast.epochs(group))
@@ -153,17 +159,17 @@ def _here(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[An
                 put_off.append(group)
             yield ended
     for group in put_off:
-        yield Ended(out_of_time=True) if no_epoch_fits(group) else train(group, math.nan)
+        yield Ended(out_of_time=True) if begun and no_epoch_fits(group) else train(group, math.nan)
 
 
-def _beside(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[Any]") -> Iterator[Ended]:
+def _beside(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[Any]") -> Attempts:
     """The same, and in a second process the groups that leave a GPU waiting for its host."""
     small = [group for group in groups if _host_bound(group)]
     large = [group for group in groups if not _host_bound(group)]
     if not small or not large:
         yield from _here(forecast, task, groups, bar)
         return
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as helper:
+    with _second_process() as helper:
         waiting = {helper.submit(task, group, None, forecast.epochs(group)): group for group in small}
         for ended in _here(forecast, task, large, bar):
             yield ended
@@ -171,17 +177,45 @@ def _beside(forecast: Forecast, task: Task, groups: list[list[Run]], bar: "tqdm[
                 if future.done():
                     yield _from_helper(future, waiting.pop(future))
         not_begun = [future for future in waiting if future.cancel()]
-        yield from _here(forecast, task, [waiting.pop(future) for future in not_begun], bar)
+        yield from _here(forecast, task, [waiting.pop(future) for future in not_begun], bar, begun=True)
         for future in all_of(waiting):
             yield _from_helper(future, waiting[future])
+
+
+@contextmanager
+def _second_process() -> Iterator[ProcessPoolExecutor]:
+    """A process for other groups; where this one is stopped, it is ended at once.
+
+    Of an interrupt from the keyboard, which both are sent, it takes no notice.
+    """
+    others = active_children()
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_own_lock)
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        pool.submit(time.monotonic)  # so that the process begins, and inherits this
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    try:
+        yield pool
+    except BaseException:
+        for child in active_children():
+            if child not in others:
+                child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _own_lock() -> None:
+    """Give the bars in this process, which show nothing, a lock that is gone with it, not one to be cleaned up."""
+    tqdm.set_lock(threading.RLock())
 
 
 def _from_helper(future: "Future[Ended]", group: list[Run]) -> Ended:
     try:
         return future.result()
     except BrokenProcessPool:
-        tqdm.write(f"{group[0].label}: the second process was lost; this is left.", file=sys.stderr)
-        return Ended(lost=group)
+        return Ended(failed=dict.fromkeys(group, "the second process was lost over it."))
 
 
 def _host_bound(group: Sequence[Run]) -> bool:
@@ -191,17 +225,32 @@ def _host_bound(group: Sequence[Run]) -> bool:
     return not convolutional(run.network) and len(group) * samples <= _FEW_SAMPLES
 
 
-def _there(client: Any, task: Task, groups: list[list[Run]], bar: "tqdm[Any]") -> Iterator[Ended]:
+def _there(client: Any, task: Task, groups: list[list[Run]], bar: "tqdm[Any]") -> Attempts:
     """On the workers of a Dask client, the first groups first."""
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
     bar.set_description(f"{len(client.scheduler_info()['workers'])} workers")
-    waiting = {client.submit(task, group, pure=False, priority=-i): group for i, group in enumerate(groups)}
+    end = client.run_on_scheduler(time.monotonic) + task.left()
+    waiting = {}
+    for i, group in enumerate(groups):
+        waiting[client.submit(_on_worker, task, end, group, pure=False, priority=-i)] = group
     for future in as_completed(waiting):
         try:
             yield future.result()
+        except CannotWrite:
+            raise
         except KilledWorker:
-            group = waiting[future]
-            tqdm.write(f"{group[0].label}: several workers were lost over it; it is left.", file=sys.stderr)
-            yield Ended(lost=group)
+            yield Ended(failed=dict.fromkeys(waiting[future], "several workers were lost over it."))
+        except Exception as error:
+            yield Ended(failed=dict.fromkeys(waiting[future], f"{type(error).__name__}: {error}"))
+
+
+def _on_worker(task: Task, end: float, group: list[Run]) -> Ended:
+    """Train a group until `end` of the scheduler's clock, which all can ask: those of machines may differ."""
+    if end < math.inf:
+        from distributed import get_client
+
+        left = end - get_client().run_on_scheduler(time.monotonic)
+        task = task.lasting(left)
+    return task(group)

@@ -24,6 +24,7 @@ from nb_lib.errors import InputError
 from nb_lib.page.sliders import Slider
 
 DIGITS = 5  # significant digits of every number in a published figure: finer than any screen
+UNSEEN = "This figure is drawn where scripts run: trust or run this notebook to see it."  # explore.js takes it away
 MAX_BYTES = 400_000  # of one published figure, so that a page stays loadable over a slow line
 Draw = Callable[..., tuple[go.Figure, str]]
 Tree = dict[str, Any]  # that JSON can hold
@@ -59,7 +60,7 @@ def show(figure: go.Figure, *, alt: str, height: int = 420) -> None:
     """Display `figure` as one output in several forms; each program takes the best one it knows.
 
     The built book draws the HTML with its own copy of plotly.js (`book/_assets/explore.js`), JupyterLab draws
-    the plotly form live, and everything else reads `alt`: what the figure says, in words. The height is in pixels.
+    the plotly form live, and everything else shows `alt`: what the figure says, in words. The height is in pixels.
 
     Raises
     ------
@@ -211,9 +212,9 @@ def _page(content: Tree, alt: str, height: int, name: str = "", sliders: Sliders
     data = text.replace("<", r"\u003c")  # so that no text in the figure can end the script element
     page = (
         f'<div class="nbx"{identity}>'
-        f'<div class="nbx-plot" role="img" aria-label="{alt}" style="height: {height}px"></div>'
+        f'<div class="nbx-plot" role="img" aria-label="{alt}" style="--height: {height}px">'
+        f'<p class="nbx-words">{UNSEEN} It shows: {alt}</p></div>'
         f"{controls}"
-        f"<noscript>Drawing this figure takes JavaScript. It shows: {alt}</noscript>"
         f'<script type="application/json">{data}</script></div>'
     )
     size = len(page.encode())

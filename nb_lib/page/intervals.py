@@ -10,6 +10,7 @@ from scipy import stats
 
 Array = np.ndarray
 LEVEL = 0.95
+NOTHING = "nothing to compare with yet"  # what is said if there is no baseline, or nothing else
 
 
 def summarize(frame: DataFrame, by: str | Sequence[str], value: str, *, level: float = LEVEL) -> DataFrame:
@@ -80,7 +81,8 @@ def in_words(
     """Say how `value` differs from the group `baseline` (see `paired`), a line for each other group.
 
     A line begins with `label`, in which the group's value takes the place of the braces; `number` is the format of the
-    differences, with their sign, and `scale` and `unit` are theirs, such as 100 and ``"points"``.
+    differences, with their sign, and `scale` and `unit` are theirs, such as 100 and ``"points"``.  Where the baseline
+    or another group is missing, it says `NOTHING`.
 
     >>> rows = DataFrame({"seed": [0, 1, 0, 1], "a": [0, 0, 1, 1], "loss": [1.0, 2.0, 3.0, 4.5]})
     >>> print(in_words(rows, "a", "loss", baseline=0, label="a = {}:"))
@@ -88,6 +90,9 @@ def in_words(
     """
     lines = []
     unsigned = number.lstrip("+")
+    groups = set(frame[by])
+    if baseline not in groups or len(groups) == 1:
+        return NOTHING
     table = paired(frame, by, value, baseline=baseline)
     for row in table.to_dict("records"):
         start = label.format(row[by])
@@ -115,8 +120,7 @@ def verdict(frame: DataFrame, by: str, *, symbol: str, baseline: float) -> str:
     of_loss = f"test loss, {groups}"
     accuracy = say("test_accuracy", label=of_accuracy, scale=100, unit="points")
     loss = say("test_loss", label=of_loss, unit="nats")
-    lines = f"{accuracy}\n{loss}"
-    return lines.strip()
+    return accuracy if accuracy == loss else f"{accuracy}\n{loss}"
 
 
 def share(inside: Array) -> Array:

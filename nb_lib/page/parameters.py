@@ -1,26 +1,41 @@
-"""One call that refuses a notebook's impossible parameters before anything is computed, in one sentence each.
+"""One call that reads a notebook's parameters and refuses impossible ones, in a sentence, before anything is computed.
 
-What two parameters must fulfill together (a batch size of at most n) is left to the library.
+What needs the data (a batch size of at most N) is left to what loads them.
 """
 
 import math
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from typing import Any
 
 from nb_lib import errors, papers
 from nb_lib.errors import InputError, known
-from nb_lib.lab.names import DATASETS, check_network
+from nb_lib.lab import text
+from nb_lib.lab.names import DATASETS, NETWORKS, check_network
 
 #: Raises `InputError` if the parameter of this name cannot have this value.
-Rule = Callable[[str, Any], object]
+Check = Callable[[str, Any], object]
 
 
-def check(notebook: str = "", /, **given: Any) -> None:
-    """Refuse impossible values of the parameters `given`, by the `RULES` of their names.
+@dataclass(frozen=True)
+class Rule:
+    """What a parameter may be: the kind that text is read as, a check, and the `ends` of what is allowed and not.
+
+    `ends` are accepted, the least and the most among them, `beyond` are refused: ``tests/chapters.py`` tries them all.
+    """
+
+    kind: Any
+    check: Check
+    ends: tuple[Any, ...] = ()
+    beyond: tuple[Any, ...] = ()
+
+
+def read(notebook: str = "", /, **given: Any) -> dict[str, Any]:
+    """Return the parameters `given` as values, text read as what is meant, or refuse what is impossible.
 
     The rules of `notebook`, as ``RULES["escape.steps"]``, go before those for all notebooks, as ``RULES["steps"]``.
 
@@ -33,71 +48,108 @@ def check(notebook: str = "", /, **given: Any) -> None:
 
     Examples
     --------
-    >>> check(eta=0.1, batch_size=50)
-    >>> check(batch_size=2.5)
+    >>> read(eta="1e-3", batch_size=50)
+    {'eta': 0.001, 'batch_size': 50}
+    >>> read(batch_size=2.5)
     Traceback (most recent call last):
     nb_lib.errors.InputError: batch_size must be a whole number, 1 or more, not 2.5.
     """
+    values = {}
     for name, value in given.items():
         rule = RULES.get(f"{notebook}.{name}") or RULES.get(name)
         if rule is None:
             raise KeyError(f"no rule for the parameter {name}: add one to nb_lib.page.parameters.RULES")
-        rule(name, value)
+        values[name] = text.read(name, value, rule.kind)
+        rule.check(name, values[name])
+    _check_together(notebook, values)
+    return values
 
 
-def must_be(what: str, fits: Callable[[Any], bool]) -> Rule:
+def _check_together(notebook: str, values: dict[str, Any]) -> None:
+    """Refuse batches of all samples where they shall have noise, and what no `Run` can be."""
+    fields = {"train_size": values.get("n")}
+    if "network" in values:
+        names = ("network", "dataset", "train_size", "epochs", "stop_below")
+        fields = papers.protocol(**{name: values[name] for name in names if name in values})
+    n = fields.get("train_size")
+    if n is not None and notebook in ("escape", "gradient_noise"):
+        errors.whole("batch_size", values.get("batch_size", 1), 1, n - 1)
+    if "network" in values:
+        sizes = [values[name] for name in ("batch_size", "large_batch") if name in values]
+        for B in sizes + list(values.get("batch_sizes", [])):
+            papers.run(**fields, batch_size=B)
+
+
+def must_be(what: str, fits: Callable[[Any], bool], kind: Any = str, **tried: Any) -> Rule:
     """A value that `fits`."""
 
-    def rule(name: str, value: Any) -> None:
+    def check(name: str, value: Any) -> None:
         if not fits(value):
             raise InputError(f"{name} must be {what}, not {value!r}.")
 
-    return rule
+    return Rule(kind, check, **tried)
 
 
-def both(first: Rule, second: Rule) -> Rule:
-    """A value that follows two rules."""
+def whole(least: int, most: float = math.inf, step: int = 1) -> Rule:
+    """A whole number from `least` to `most`, and a multiple of `step`."""
+    multiple = must_be(f"a multiple of {step}", lambda value: value % step == 0)
 
-    def rule(name: str, value: Any) -> None:
-        first(name, value)
-        second(name, value)
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool):
+            raise InputError(f"{name} must be a whole number, not {value!r}.")
+        errors.whole(name, value, least, most)
+        multiple.check(name, value)
 
-    return rule
+    limits = (least,) if most == math.inf else (least, int(most))
+    beyond = [least - 1, least + 0.5]
+    return Rule(int, check, limits, (*beyond, most + 1))
 
 
-def whole(least: int, most: float = math.inf) -> Rule:
-    """A whole number from `least` to `most`."""
-    not_a_flag = must_be("a whole number", lambda value: not isinstance(value, bool))
-    return both(not_a_flag, partial(errors.whole, least=least, most=most))
+def number(least: float, most: float) -> Rule:
+    """A number from `least` to `most`."""
+
+    def fits(value: Any) -> bool:
+        return _is_finite(value) and least <= value <= most
+
+    tried = {"ends": (least, most), "beyond": (math.nan, least - 1, 1.01 * most)}
+    return must_be(f"a number from {least:g} to {most:g}", fits, float, **tried)
 
 
 def one_of(names: Iterable[str]) -> Rule:
     """A name that is known."""
-    return partial(known, names=names)
+    names = tuple(names)
+    return Rule(str, partial(known, names=names), names, ("no such name",))
 
 
-def optional(rule_if_given: Rule) -> Rule:
+def optional(rule: Rule) -> Rule:
     """None, or a value that follows another rule."""
 
-    def rule(name: str, value: Any) -> None:
+    def check(name: str, value: Any) -> None:
         if value is not None:
-            rule_if_given(name, value)
+            rule.check(name, value)
 
-    return rule
+    return Rule(rule.kind | None, check, (None, *rule.ends), rule.beyond)
 
 
-def several(rule_of_each: Rule, number: int | None = None) -> Rule:
+def several(rule: Rule, number: int | None = None) -> Rule:
     """A list of values that each follow another rule: so many, or any number but none."""
     what = "a list of at least one value" if number is None else f"a list of {number} values"
 
     def fits(value: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) > 0 and number in (None, len(value))
 
-    def each(name: str, values: Any) -> None:
+    def check(name: str, values: Any) -> None:
+        is_list.check(name, values)
         for value in values:
-            rule_of_each(f"each of {name}", value)
+            rule.check(f"each of {name}", value)
 
-    return both(must_be(what, fits), each)
+    is_list = must_be(what, fits)
+    ends = [[end] * (number or 1) for end in rule.ends]
+    if number is None and rule.ends:
+        ends.append([*rule.ends] * 2)
+    beyond = [[], *([one] * (number or 1) for one in rule.beyond)]
+    a_list: Any = list
+    return Rule(a_list[rule.kind], check, tuple(ends), tuple(beyond))
 
 
 def _is_finite(value: Any) -> bool:
@@ -105,72 +157,120 @@ def _is_finite(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def _is_device(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[a-z]+(:\d+)?", value) is not None
+_finite = must_be("a finite number", _is_finite, float)
 
 
-def _network(_: str, value: Any) -> None:
+def _at_least(check: Callable[[Any], float], least: float) -> Rule:
+    """A strength that the library checks in its own words, without an upper limit."""
+
+    def both(name: str, value: Any) -> None:
+        _finite.check(name, value)
+        check(value)
+
+    return Rule(float, both, (least, 100.0), (math.inf, least - 0.5, True))
+
+
+def _check_network(_: str, value: Any) -> None:
     check_network(str(value))
 
 
-def _dataset(name: str, value: Any) -> None:
+def _check_dataset(name: str, value: Any) -> None:
     if not (isinstance(value, str) and value.startswith("folder:")):
         known(name, value, [*DATASETS, "folder:NAME"])
 
 
-_finite = must_be("a finite number", _is_finite)
-_positive = both(_finite, errors.positive)
-_not_negative = both(_finite, must_be("a finite number of at least 0", lambda value: value >= 0))
-_alpha = both(_finite, lambda name, value: errors.check_alpha(value))
-_strength = both(_finite, lambda name, value: errors.check_strength(value))
-_flag = must_be("True or False", lambda value: isinstance(value, bool))
-_path = must_be("the path of a folder", lambda value: isinstance(value, str | os.PathLike) and os.fspath(value) != "")
-_device = must_be("'cpu', 'cuda' or 'auto'", _is_device)
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and os.fspath(value) != ""
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z]+(:\d+)?", value) is not None
+
+
+_alpha = _at_least(errors.check_alpha, 1.0)
+_strength = _at_least(errors.check_strength, 0.0)
+_network = Rule(str, _check_network, (*NETWORKS, "resnet8"), ("resnet9",))
+_dataset = Rule(str, _check_dataset, tuple(DATASETS), ("mnis",))
+_flag = must_be("True or False", lambda value: isinstance(value, bool), bool, ends=(True, False), beyond=(2,))
+_path = must_be("the path of a folder", _is_path, beyond=("", 5))
+_device = must_be("'cpu', 'cuda' or 'auto'", _is_device, ends=("cpu", "auto"), beyond=(0,))
 _address = must_be("an address like 'tcp://host:8786'", lambda value: isinstance(value, str) and value != "")
 
-_TABLE_1 = papers.matching("smoothout-table1")
-_listed = ", ".join(_TABLE_1)
+_OF_NE = [name for name in papers.GRIDS if name.startswith("ne-")]
+_OF_TABLE_1 = papers.matching("smoothout-table1")
 
 #: By the name of a parameter; "notebook.name" for one that needs more in one notebook than elsewhere.
-RULES: dict[str, Rule] = {}
-for _rule, _names in {
+RULES: dict[str, Rule] = {
     # trainings
-    _network: "network",
-    optional(_dataset): "dataset",
-    optional(whole(1)): "train_size epochs ne_experiments.seeds smoothout_experiments.seeds",
-    whole(1): "batch_size large_batch seeds B steps walkers count",
-    whole(2): "landscape.seeds samples turning_up.count",
-    several(whole(1)): "batch_sizes",
-    several(whole(1), 2): "sharpness.batch_sizes",
-    _alpha: "alpha",
-    several(_alpha): "alphas",
-    several(_strength): "strengths adaptive_strengths small large",
-    several(_strength, 2): "landscape.strengths sharpness.strengths",
-    optional(_positive): "stop_below",
-    optional(_path): "data_root store",
-    _flag: "download train",
-    _device: "device",
+    "network": _network,
+    "dataset": optional(_dataset),
+    "train_size": optional(whole(10)),
+    "gradient_noise.train_size": optional(whole(40, 4000)),
+    "epochs": optional(whole(1)),
+    "batch_size": whole(1),
+    "batch_sizes": several(whole(1)),
+    "sharpness.batch_sizes": several(whole(1), 2),
+    "large_batch": whole(1),
+    "alpha": _alpha,
+    "alphas": several(_alpha),
+    "strengths": several(_strength),
+    "landscape.strengths": several(number(0, 1), 2),
+    "sharpness.strengths": several(number(0.001, 10), 2),
+    "adaptive_strengths": several(_strength),
+    "seeds": whole(1),
+    "landscape.seeds": whole(2),
+    "ne_experiments.seeds": optional(whole(1)),
+    "smoothout_experiments.seeds": optional(whole(1)),
+    "samples": whole(4),
+    "gradient_noise.count": whole(8, 5000),
+    "stop_below": optional(number(1e-9, 100)),
+    "level": number(1e-4, 10),
+    "data_root": optional(_path),
+    "store": optional(_path),
+    "download": _flag,
+    "train": _flag,
+    "device": _device,
     # experiments
-    one_of(papers.GRIDS): "grid",
-    must_be(f"one of Table I's, {_listed}", lambda value: value in _TABLE_1): "smoothout_experiments.grid",
-    one_of(papers.SCALES): "scale",
-    optional(one_of(papers.SCALES)): "compare.scale",
-    optional(_not_negative): "budget",
-    optional(_address): "scheduler",
-    several(_path): "stores",
-    one_of(("test", "validation")): "select",
+    "grid": one_of(_OF_NE),
+    "smoothout_experiments.grid": one_of(_OF_TABLE_1),
+    "scale": one_of(papers.SCALES),
+    "compare.scale": optional(one_of(papers.SCALES)),
+    "budget": optional(number(0, 1e9)),
+    "scheduler": optional(_address),
+    "stores": several(_path),
+    "select": one_of(("test", "validation")),
     # toys
-    whole(0): "seed",
-    whole(10): "n",
-    whole(20): "sgd_noise.n",
-    whole(100): "turning_up.n",
-    whole(8, 5000): "gradient_noise.count",
-    both(whole(50), must_be("a multiple of 50", lambda value: value % 50 == 0)): "escape.steps",
-    _finite: "turn",
-    several(_finite): "shifts",
-    _positive: "level eta curvature sharp_curvature flat_curvature sharp_depth flat_depth half_width",
-    several(_positive): "curvatures flat_depths",
-    _not_negative: "spread",
-    several(_not_negative, 2): "sgd_noise.spread turning_up.spread",
-}.items():
-    RULES |= dict.fromkeys(_names.split(), _rule)
+    "seed": whole(0),
+    "n": whole(10),
+    "sgd_noise.n": whole(20),
+    "turning_up.n": whole(100),
+    "B": whole(1, 1000),
+    "count": whole(1),
+    "sgd_noise.count": whole(500),
+    "turning_up.count": whole(500),
+    "walkers": whole(1),
+    "steps": whole(1),
+    "escape.steps": whole(50, step=50),
+    "turn": number(-100, 100),
+    "spread": number(0, 100),
+    "escape.spread": number(0.1, 100),
+    "sgd_noise.spread": several(number(0.01, 100), 2),
+    "turning_up.spread": several(number(0.01, 100), 2),
+    "shifts": several(number(0, 0.6)),
+    "eta": number(1e-4, 0.1),
+    "one_copy.eta": number(1e-4, 0.003),
+    "escape.eta": number(1e-4, 0.006),
+    "curvature": number(0.01, 100),
+    "curvatures": several(number(25, 2000)),
+    "sharp_curvature": number(50, 1000),
+    "one_copy.sharp_curvature": number(50, 600),
+    "escape.sharp_curvature": number(60, 200),
+    "flat_curvature": number(1, 8),
+    "sharp_depth": number(0.3, 2),
+    "escape.sharp_depth": number(0.8, 2),
+    "flat_depth": number(0.3, 0.95),
+    "flat_depths": several(number(0.3, 0.95)),
+    "half_width": number(0.01, 2),
+    "small": several(number(0, 3)),
+    "large": several(number(0, 3)),
+}

@@ -8,7 +8,7 @@ import pandas as pd
 
 from nb_lib.lab.recorded import Variety, all_of, by_variety, command
 from nb_lib.page.experiments import described, wrapped
-from nb_lib.page.intervals import in_words, paired, with_error
+from nb_lib.page.intervals import NOTHING, in_words, paired, with_error
 from nb_lib.page.run_figures import with_method
 from nb_lib.profiles import Profile, load_profiles, table
 
@@ -80,14 +80,13 @@ def show_rises(curves: pd.DataFrame, curve: str, at: float, *, by: str, baseline
 
 def flatter(rows: pd.DataFrame, by: str, baseline: float | str) -> str:
     """Say how the rise of each group differs from that of `baseline`, paired by seed, and which is clearly flatter."""
-    groups = set(rows[by])
-    if baseline not in groups or len(groups) == 1:
-        return "nothing to compare with yet"
     label = _IN_WORDS[by]
     plain = label.format(baseline)
     start = f"rise of {label} less that of {plain}:"
     said = in_words(rows, by, "rise", baseline=baseline, label=start, number="+.3f", unit="nats")
     lines = [said]
+    if said == NOTHING:
+        return said
     differences = paired(rows, by, "rise", baseline=baseline)
     for found in differences.to_dict("records"):
         other = label.format(found[by])

@@ -59,9 +59,9 @@ def means(
     for rank, (value, rows) in enumerate(frame.groupby(series)):
         add(rows, name=f"{symbol} = {value:g}", rank=rank, color=method(rows.iloc[0]))
     values = sorted(frame[x].unique())
-    if min(values) > 0 and max(values) >= 10 * min(values):
+    if values and 0 < 10 * values[0] <= values[-1]:
         figure.update_xaxes(type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
-    return figure
+    return _noted(figure)
 
 
 def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str], level: float = 0.95) -> Figure:
@@ -71,12 +71,13 @@ def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str], level: float
     """
     figure = axes(titles)
     largest = frame["batch_size"].max()
-    _add_route(figure, frame[frame["alpha"] == 1], x, "batch_size", "smaller B at α = 1", level)
-    _add_route(figure, frame[frame["batch_size"] == largest], x, "alpha", f"larger α at B = {largest:g}", level)
+    if not frame.empty:
+        _add_route(figure, frame[frame["alpha"] == 1], x, "batch_size", "smaller B at α = 1", level)
+        _add_route(figure, frame[frame["batch_size"] == largest], x, "alpha", f"larger α at B = {largest:g}", level)
     places = frame.groupby(["batch_size", "alpha"])[x].mean()
     if places.max() > 5 * places.min():
         figure.update_xaxes(type="log", dtick="D2")
-    return figure
+    return _noted(figure)
 
 
 def bands(
@@ -95,7 +96,7 @@ def bands(
         _add_mean_and_band(figure, rows, x, y, f"{symbol} = {value:g}", rank)
     if log_y:
         figure.update_yaxes(type="log", dtick=1)  # whole decades
-    return figure
+    return _noted(figure)
 
 
 def profiles(curves: pd.DataFrame, *, y: str, titles: tuple[str, str], scale: float = 1) -> Figure:
@@ -144,6 +145,14 @@ def method(row: "pd.Series[Any]") -> str:
 def seeds(n: int) -> str:
     """Say how many."""
     return "1 seed" if n == 1 else f"{n} seeds"
+
+
+def _noted(figure: Figure) -> Figure:
+    """Say in a figure without lines that there are none."""
+    if not figure.data:
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        figure.add_annotation(text="no runs to show yet", showarrow=False, **middle)
+    return figure
 
 
 def _add_mean_and_band(figure: Figure, rows: pd.DataFrame, x: str, y: str, name: str, rank: int) -> None:

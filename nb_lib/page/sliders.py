@@ -21,8 +21,8 @@ class Slider:
     """One parameter of a figure, under the reader's hand.
 
     It is set to one of `values`: increasing numbers, of which a kernel also takes those between, or words to choose
-    from. It starts at `start`, by default the first. `InputError` if there is nothing to choose, or `start` is not
-    among it.
+    from. It starts at `start`, or at the number nearest to it, by default at the first. `InputError` if there are no
+    values, or a word to start at is not among them.
     """
 
     values: Sequence[float] | Sequence[str]
@@ -30,10 +30,12 @@ class Slider:
     start: float | str | None = None
 
     def __post_init__(self) -> None:
+        if len(self.values) == 0:
+            raise InputError(f"the slider {self.label!r} needs at least one value.")
         increasing = self.words or np.all(np.diff(np.asarray(self.values, float)) > 0)
-        if len(self.values) < 2 or not increasing:
-            raise InputError(f"the slider {self.label!r} needs at least two values, and numbers in increasing order.")
-        if self.start is not None and self.start not in self.values:
+        if not increasing:
+            raise InputError(f"the slider {self.label!r} needs its numbers in increasing order.")
+        if self.words and self.start not in (None, *self.values):
             raise InputError(f"the slider {self.label!r} starts at {self.start}, which is not one of {self.values}.")
 
     @property
@@ -46,7 +48,9 @@ class Slider:
         """Where it starts, as an index into `values`."""
         if self.start is None:
             return 0
-        return list(self.values).index(self.start)
+        if self.words:
+            return list(self.values).index(self.start)
+        return int(np.abs(np.asarray(self.values) - self.start).argmin())
 
     def widget(self) -> ipywidgets.Widget:
         """The live control: any number in the range, or one of the words."""
@@ -58,7 +62,8 @@ class Slider:
         look |= {"value": start, "min": low, "max": high}
         if values.dtype.kind == "i":
             return ipywidgets.IntSlider(step=1, readout_format="d", **look)
-        quarter = np.diff(values).min() / 4
+        steps = np.diff(values) if len(values) > 1 else np.ones(1)
+        quarter = steps.min() / 4
         return ipywidgets.FloatSlider(step=quarter, readout_format=".4g", **look)
 
     def native(self, parameter: str) -> str:
