@@ -26,6 +26,7 @@ class Table:
     def write(self) -> None:
         """Replace the file by the cells seen, empty where there are none."""
         columns = list(dict.fromkeys(column for cells in self.seen.values() for column in cells))
+        columns.sort(key="version".__eq__)  # that is the last
         first = ROWS[self.path.stem]
         with self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [first, *columns], restval="", lineterminator="\n")

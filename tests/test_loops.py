@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from loops import ByHand, Case, Halves, batches, network, sgd
+from tables import Table
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -117,7 +118,7 @@ def test_a_loop_is_algorithm_1_bitwise_or_refused(table, name, how):
     by_hand = trained(row.by_hand or row.loop, smooth_case("by hand"))
     assert same(trained(row.loop, smooth_case(how)), by_hand)
     assert not same(trained(row.by_hand or row.loop, smooth_case("no noise")), by_hand)
-    table("loops", name, column, "Algorithm 1, bitwise")
+    table("loops", name, column, "bitwise")
 
 
 def enhanced_case(how: str, alpha: float = 1.5) -> Case:
@@ -150,6 +151,10 @@ def test_noise_enhancement_is_eq_6_in_every_loop(table, name):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
     assert max((a - b).abs().max() for a, b in zip(ours, plain, strict=True)) > 1e-4
     table("loops", name, "noise enhancement", "eq. 6")
+
+
+def test_the_table_has_these_loops_and_no_others():
+    assert set(Table("loops").committed) == {*LOOPS, DDP, *FSDP}
 
 
 # ------------------------------------------------------------------------- A. attached, but the loop draws no noise
@@ -657,7 +662,7 @@ def test_replicas_with_noise_of_their_own_are_algorithm_1(ranks, table, how):
     assert not same(by_hand, replicas_by_hand([Case(data=batches(seed=rank)) for rank in (0, 1)]))
     table("loops", DDP, "version", f"torch {version('torch').partition('+')[0]}")
     for column in ("perturbed()", "attach()"):
-        table("loops", DDP, column, "Algorithm 1, bitwise")
+        table("loops", DDP, column, "bitwise")
 
 
 DDP = "DistributedDataParallel, two processes"

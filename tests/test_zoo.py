@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from shared import refused
+from tables import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import ALL, TARGETS, ZOO, N, as_function, copied_by_state, cross_entropy
@@ -76,6 +77,10 @@ def fast_attention_again():
 
 
 truth = cache(Truth)
+
+
+def test_the_table_has_these_networks_and_no_others():
+    assert set(Table("zoo").committed) == set(ZOO)
 
 
 def directions(f: Objective, count: int) -> Tensor:
