@@ -127,6 +127,19 @@ def closure(case: Case, make=sgd) -> None:
         optimizer.step(evaluate)
 
 
+def closure_of_parts(case: Case) -> None:
+    """The optimizer calls passes of several batches."""
+    optimizer = sgd(case.model.parameters())
+    case.attach_to(case.model, optimizer)
+    for first in range(0, len(case.data) - 1, 2):
+
+        def evaluate(first=first):
+            optimizer.zero_grad()
+            return sum(case.backward(x, y).detach() for x, y in case.data[first : first + 2])
+
+        optimizer.step(evaluate)
+
+
 def lbfgs(case: Case) -> None:
     """Several evaluations a step."""
     closure(case, lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=4, history_size=3))

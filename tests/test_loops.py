@@ -53,6 +53,7 @@ class Row(NamedTuple):
 LOOPS = {
     "plain": Row(loops.plain),
     "closure": Row(loops.closure),
+    "closure with accumulated gradients": Row(loops.closure_of_parts),
     "LBFGS": Row(loops.lbfgs),
     "gradients accumulated over batches": Row(loops.accumulation),
     "GradScaler, unscaled, clipped, a step skipped": Row(loops.scaler),
