@@ -12,6 +12,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +111,7 @@ def hessian_trace(objective: Objective, *, probes: int = 60, adaptive: bool = Fa
     adaptive : bool
         Σ_f (|w_f|²/n_f) tr H_f over filters or neurons f of n_f weights, what noise per filter feels.
     """
-    if not isinstance(probes, int) or probes < 6:
+    if not isinstance(probes, Integral) or probes < 6:
         raise InputError(f"the trace by hutch++ with a standard error takes at least 6 probes, not {probes}.")
     w = objective.weights
     generator = torch.Generator(w.device).manual_seed(seed)

@@ -14,6 +14,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -100,7 +101,7 @@ def noise_sensitivity(
     strengths = [check_strength(a) for a in strengths]
     if not strengths:
         raise InputError("a curve needs at least one noise strength.")
-    if not isinstance(draws, int) or draws < 4 or draws % 2:
+    if not isinstance(draws, Integral) or draws < 4 or draws % 2:
         raise InputError(f"antithetic draws come in pairs, at least two for a standard error: not {draws} draws.")
     loss, accuracy = float(objective.start.loss), float(objective.start.accuracy)
     scores = {0.0: [loss, 0.0, accuracy, 0.0]}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, reduce
 from itertools import chain
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def projections(objective: Objective, count: int = 100, *, seed: int = 0) -> Ten
 
     From these `gradient_noise.minibatch_noise` makes the noise of every batch size and every α.
     """
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, Integral) or count < 1:
         raise InputError(f"at least 1 direction is needed, not {count}.")
     found = []
     with _gradients(objective) as gradients:

@@ -5,6 +5,7 @@ from collections import UserDict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from nb_lib.lab.data import Split
 from nb_lib.landscape import interpolate
 from nb_lib.noise_sensitivity import noise_sensitivity
 from nb_lib.objective import Objective
-from nb_lib.sample_gradients import squared_gradient_norms
+from nb_lib.sample_gradients import projections, squared_gradient_norms
 from nb_lib.sharpness import box_sharpness
 
 
@@ -376,3 +377,12 @@ def test_a_transformer_of_the_transformers_library() -> None:
     along = torch.randn(len(f), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     difference = f.gradient(w + 1e-5 * along)[1] - f.gradient(w - 1e-5 * along)[1]
     torch.testing.assert_close(product(along), difference / 2e-5, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32])
+def test_whole_numbers_of_numpy_count(kind) -> None:
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    f = Objective(nn.Linear(3, 2).eval(), x, torch.arange(6) % 2)
+    assert hessian_trace(f, probes=kind(6)) == hessian_trace(f, probes=6)
+    assert torch.equal(projections(f, kind(4)), projections(f, 4))
+    assert noise_sensitivity(f, [0.1], draws=kind(4)) == noise_sensitivity(f, [0.1], draws=4)
