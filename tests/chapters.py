@@ -141,6 +141,8 @@ def cases(notebook: str, root: Path) -> Iterator[Case]:
             given = base | {name: value}
             if name == "network":
                 given["dataset"] = "folder:pets"  # every network takes colors, and 16 x 16 of them
+            if value == 4000:
+                given["dataset"] = "mnist"  # which has as many
             if value == "cifar100" and "train_size" in base:
                 given["train_size"] = 100  # as it has classes
             if given == base:
@@ -221,7 +223,7 @@ def is_right(case: Case, outcome: Outcome) -> bool:
 def made_data(root: Path) -> None:
     """Small data sets of every kind, for this process."""
     patch = pytest.MonkeyPatch()
-    write_mnist(root, "MNIST", train=1000)
+    write_mnist(root, "MNIST", train=4000)
     write_mnist(root, "FashionMNIST", train=1000)
     write_cifar(root, "cifar10", patch, times=20)
     write_cifar(root, "cifar100", patch, times=10)
