@@ -26,12 +26,13 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import ghost_batch_norm_
+from nb_lib.lab.loops import _LOOPS
 from nb_lib.noise_enhancement import noise_enhanced_loss
 from nb_lib.smoothout import SmoothOut
 
@@ -536,17 +537,38 @@ def test_noise_that_stays_does_not_keep_backward_from_its_weights():
 
 
 def test_the_guards_go_with_their_smoothout():
-    steps = _global_optimizer_pre_hooks
     gc.collect()
-    before = len(steps)
+    before, hooks = len(_LOOPS), len(_global_optimizer_pre_hooks)
     smooth = SmoothOut(network(), a=0.1)
     with smooth.perturbed():
         pass
-    assert len(steps) == before + 1
+    assert len(_LOOPS) == before + 1
     assert not smooth.model._forward_hooks
     del smooth
     gc.collect()
-    assert len(steps) == before
+    assert len(_LOOPS) == before
+    assert len(_global_optimizer_pre_hooks) == hooks
+
+
+def test_a_smoothout_may_end_in_the_middle_of_a_step():
+    """The collector of garbage runs when it likes: here between the hooks of a step."""
+
+    def collect(*_):
+        gc.collect()
+
+    model = network()
+    optimizer = sgd(model.parameters())
+    optimizer.register_step_pre_hook(collect)
+    handle = register_optimizer_step_pre_hook(collect)
+    x, y = batches(1)[0]
+    try:
+        for _ in range(3):
+            for _ in range(3):
+                SmoothOut(network(), a=0.1)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    finally:
+        handle.remove()
 
 
 # ------------------------------------------------------------------------------------------------ several processes

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
-from weakref import WeakKeyDictionary, finalize, ref
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Loop:
         self.parameters = set(smooth.flat.parameters)
         self._first = 0  # draws before it was attached
         self._used: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()  # draws at its last step
-        before_every_step(self)
+        _LOOPS.add(self)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -221,16 +221,16 @@ def nothing(*_: Any) -> None:
     """Do nothing, in the place of a hook."""
 
 
-def before_every_step(loop: Loop) -> None:
-    """Call ``loop.before_step`` before the step of any optimizer, as long as `loop` lives."""
-    reference = ref(loop)
+def before_every_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Before the step of any optimizer, let every loop that lives have its say."""
+    for loop in list(_LOOPS):
+        args, kwargs = loop.before_step(optimizer, args, kwargs) or (args, kwargs)
+    return args, kwargs
 
-    def hook(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        alive = reference()
-        return alive.before_step(optimizer, args, kwargs) if alive else None
 
-    handle = register_optimizer_step_pre_hook(hook)
-    finalize(loop, handle.remove)
+# once and for all: torch goes through its hooks in every step, when they must not change, and a loop may end any time
+_LOOPS: WeakSet[Loop] = WeakSet()
+register_optimizer_step_pre_hook(before_every_step)
 
 
 def _in_backward() -> bool:
