@@ -1,8 +1,9 @@
 """A published table beside ours: the same cells, with numbers of seeds, standard errors, and what is not run yet.
 
-Absolute accuracies compare only where the data and the network are the paper's (scale ``full``).  The *gain* of a
-method over the plain one compares at every scale, and ours is paired: runs of one seed share their start.  Which of our
-records answer to a cell of the table, and of which variety they are, is for `lab.recorded` to say.
+Absolute accuracies compare only where the data and the network are the paper's (scale ``full``).  The sign of a
+method's *gain* over the plain one compares at every scale, and ours is paired: runs of one seed share their start.
+Which of our records answer to a cell of the table, and of which variety they are, is for `lab.recorded` to say, and
+what the comparison shows for `page.comparison`.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from nb_lib import published
 from nb_lib.errors import InputError, known
@@ -20,15 +22,17 @@ from nb_lib.lab.store import frame
 from nb_lib.papers import GRIDS, METHOD, grid, method_in_words
 from nb_lib.protocols import LONGEST, SCALES
 
+LEVEL = 0.95  # of intervals
 _REPEATS = 10  # of NE's experiments; SmoothOut's standard deviations are taken as they are: it does not say of how many
 _SELECTIONS = ("test", "validation")
 
 Cell = dict[Any, Any]  # a row of `published.table`
 Answers = dict[tuple[str, Variety], pd.DataFrame]  # our results, by scale and variety
-_NO_RUNS = pd.DataFrame({"accuracy": []}, dtype=float)
+_NO_RUNS = pd.DataFrame({"accuracy": [], "updates": []}, dtype=float)
 _TEXTS = ("scale", "dataset", "precision", "cutting", "ours_on", "device")
-_NUMBERS = ("alpha", "B", "accuracy", "se", "gain", "gain_se", "updates", "updates_se", "images")
-_NOT_RUN = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_NUMBERS, math.nan) | {"n": 0}
+_OF_CELL = ("alpha", "B", "accuracy", "se", "updates", "updates_se", "images")
+_OF_GAIN = ("gain", "gain_se", "gain_std", "gain_half", "longer", "longer_se", "longer_half", "apart", "apart_half")
+_NOT_RUN = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_OF_CELL + _OF_GAIN, math.nan) | {"n": 0, "pairs": 0}
 
 
 def compare(table: str, records: Iterable[Record], *, scale: str | None = None, select: str = "test") -> pd.DataFrame:
@@ -48,12 +52,16 @@ def compare(table: str, records: Iterable[Record], *, scale: str | None = None, 
     Returns
     -------
     pandas.DataFrame
-        network, method (in words); published, published_se, published_gain, published_gain_se (percent and points;
-        NaN where not printed); scale, dataset, precision, cutting (empty where it is the protocol's), n (seeds; 0 where
-        nothing is run), ours_on (network), alpha, B, accuracy, se, gain, gain_se (over the baseline of the same scale
-        and variety, paired by seed), updates, updates_se, images (both minibatches of NE counted), device; missing (of
-        what has no row at full scale the command that runs it, or what is lacking for it), z (the difference of the
-        gains in standard errors of both, NaN where one of these is not known).
+        table, cell (row of `published.table`), network, method (in words).  Of the paper, NaN where not printed:
+        published, published_se (accuracy, percent), published_gain, published_gain_se (points, over the baseline),
+        published_half (of its interval of 95 %), published_updates, published_updates_se, published_longer,
+        published_longer_se (updates more than the baseline), sharpness.  Of ours: scale, dataset, precision, cutting
+        (empty where it is the protocol's), n (seeds; 0 where nothing is run), ours_on (network), alpha, B, accuracy,
+        se, updates, updates_se, images (both minibatches of NE counted), device; what it gains over the baseline of the
+        same scale and variety, paired by seed: pairs, gain, gain_se, gain_std, gain_half, and longer, longer_se,
+        longer_half of updates, where the intervals of 95 % are widened for the number of methods with one baseline
+        (Bonferroni); apart, apart_half (our gain less the published one, and of its interval, NaN where the paper
+        prints no spread).  missing is, of what has no row at full scale, the command that runs it or what is lacking.
 
     Examples
     --------
@@ -66,11 +74,17 @@ def compare(table: str, records: Iterable[Record], *, scale: str | None = None, 
     cells = published.table(table).to_dict("records")
     ours = [_chosen(table, cell, scales, our_cells, select) for cell in cells]
     rows = []
-    for cell, found in zip(cells, ours, strict=True):
-        theirs = _theirs(table, cell, cells)
-        theirs["missing"] = _missing(table, cell, found)
+    for number, (cell, found) in enumerate(zip(cells, ours, strict=True)):
+        theirs = {
+            "table": table,
+            "cell": number,
+            **_theirs(table, cell, cells),
+            "missing": _missing(table, cell, found),
+        }
         baseline = ours[cell["baseline"]] if cell["baseline"] >= 0 else {}
         for place, chosen in found.items():
+            rivals = _rivals(cell, cells, ours, place)
+            gained = _gained(chosen, baseline.get(place, _NO_RUNS), rivals)
             at_scale, variety = place
             run = chosen.iloc[0]
             row = {
@@ -78,16 +92,21 @@ def compare(table: str, records: Iterable[Record], *, scale: str | None = None, 
                 **variety._asdict(),
                 "ours_on": run["network"],
                 "alpha": run["alpha"],
-                **_means(chosen, baseline.get(place, _NO_RUNS)),
+                **_means(chosen),
+                **gained,
+                **_apart(theirs, gained, rivals),
                 "device": all_of(chosen["device"]),
             }
             rows.append(theirs | row)
         if not found:
             rows.append(theirs | _NOT_RUN)
-    compared = pd.DataFrame(rows)
-    distance = compared["gain"] - compared["published_gain"]
-    spread = np.hypot(compared["gain_se"], compared["published_gain_se"])
-    return compared.assign(z=distance / spread)
+    return pd.DataFrame(rows)
+
+
+def _rivals(cell: Cell, cells: list[Cell], ours: list[Answers], place: tuple[str, Variety]) -> int:
+    """How many methods are compared with one baseline: the interval of each is widened for that."""
+    alike = [found for other, found in zip(cells, ours, strict=True) if other["baseline"] == cell["baseline"]]
+    return max(1, sum(place in found for found in alike))
 
 
 def best_of(results: pd.DataFrame, *, select: str = "test") -> pd.DataFrame:
@@ -95,14 +114,16 @@ def best_of(results: pd.DataFrame, *, select: str = "test") -> pd.DataFrame:
 
     `results` are of one grid, scale and variety, as from `store.frame`; `select` is as for `compare`, and an
     `InputError` if there are no validation images.  The columns are alpha, chosen_by, B, n, accuracy and se (test,
-    percent), gain and gain_se (points; NaN without α = 1), updates and updates_se, images (both minibatches counted).
+    percent), updates and updates_se, images (both minibatches counted), gain and gain_se (points; NaN without α = 1).
     """
     known("selection", select, _SELECTIONS)
     results = _scored(results, "test_accuracy", select)
     rows, plain = [], _NO_RUNS
     for alpha, alike in results.groupby("alpha"):
         chosen = _best([cell for _, cell in alike.groupby("batch_size")]).sort_index()
-        rows.append({"alpha": alpha, "chosen_by": select, **_means(chosen, plain)})
+        gained = _gained(chosen, plain)
+        over_plain = {name: gained[name] for name in ("gain", "gain_se")}
+        rows.append({"alpha": alpha, "chosen_by": select, **_means(chosen), **over_plain})
         if alpha == 1:
             plain = chosen
     return pd.DataFrame(rows)
@@ -110,12 +131,14 @@ def best_of(results: pd.DataFrame, *, select: str = "test") -> pd.DataFrame:
 
 def _theirs(table: str, cell: Cell, cells: list[Cell]) -> dict[str, Any]:
     """A published cell with its gain over its baseline."""
-    se = _standard_error(table, cell)
-    gain = gain_se = math.nan
+    se, updates_se = _standard_errors(table, cell)
+    gain = gain_se = longer = longer_se = math.nan
     if cell["baseline"] >= 0:
         plain = cells[cell["baseline"]]
-        gain = cell["accuracy"] - plain["accuracy"]
-        gain_se = math.hypot(se, _standard_error(table, plain))
+        plain_se, plain_updates_se = _standard_errors(table, plain)
+        gain, gain_se = cell["accuracy"] - plain["accuracy"], math.hypot(se, plain_se)
+        longer, longer_se = cell["updates"] - plain["updates"], math.hypot(updates_se, plain_updates_se)
+    freedom = _published_freedom(table)
     return {
         "network": cell["network"],
         "method": _method(table, cell),
@@ -123,12 +146,24 @@ def _theirs(table: str, cell: Cell, cells: list[Cell]) -> dict[str, Any]:
         "published_se": se,
         "published_gain": gain,
         "published_gain_se": gain_se,
+        "published_half": _t(freedom) * gain_se,
+        "published_updates": cell["updates"],
+        "published_updates_se": updates_se,
+        "published_longer": longer,
+        "published_longer_se": longer_se,
+        "sharpness": cell["sharpness"],
     }
 
 
-def _standard_error(table: str, cell: Cell) -> float:
+def _published_freedom(table: str) -> float:
+    """Degrees of freedom of a published gain's standard error: of two means of 10 runs; of unknown numbers, any."""
+    return 2 * (_REPEATS - 1) if table.startswith("ne") else math.inf
+
+
+def _standard_errors(table: str, cell: Cell) -> tuple[float, float]:
+    """Of a published accuracy and a number of updates."""
     repeats = _REPEATS if table.startswith("ne") else 1
-    return cell["accuracy_std"] / math.sqrt(repeats)
+    return cell["accuracy_std"] / math.sqrt(repeats), cell["updates_std"] / math.sqrt(repeats)
 
 
 def _method(table: str, cell: Cell) -> str:
@@ -207,22 +242,52 @@ def _best(cells: list[pd.DataFrame]) -> pd.DataFrame:
     return cells[highest]
 
 
-def _means(cell: pd.DataFrame, plain: pd.DataFrame) -> dict[str, Any]:
-    """Means over seeds and standard errors, and those of the gain over plain runs."""
+def _means(cell: pd.DataFrame) -> dict[str, Any]:
+    """Means over seeds and standard errors."""
     accuracy = cell["accuracy"]
     updates = cell["updates"]
-    gain = (accuracy - plain["accuracy"]).dropna()
     return {
         "B": cell["batch_size"].iloc[0],
         "n": len(cell),
         "accuracy": accuracy.mean(),
         "se": accuracy.sem(),
-        "gain": gain.mean(),
-        "gain_se": gain.sem(),
         "updates": updates.mean(),
         "updates_se": updates.sem(),
         "images": cell["samples"].mean(),
     }
+
+
+def _gained(cell: pd.DataFrame, plain: pd.DataFrame, comparisons: int = 1) -> dict[str, Any]:
+    """What runs gain over plain ones of the same seeds, and how many updates more they take."""
+    gain = (cell["accuracy"] - plain["accuracy"]).dropna()
+    longer = (cell["updates"] - plain["updates"]).dropna()
+    pairs = len(gain)
+    t = _t(pairs - 1, comparisons) if pairs > 1 else math.nan
+    return {
+        "pairs": pairs,
+        "gain": gain.mean(),
+        "gain_se": gain.sem(),
+        "gain_std": gain.std(),
+        "gain_half": t * gain.std() / math.sqrt(max(pairs, 1)),
+        "longer": longer.mean(),
+        "longer_se": longer.sem(),
+        "longer_half": t * longer.std() / math.sqrt(max(pairs, 1)),
+    }
+
+
+def _apart(theirs: dict[str, Any], ours: dict[str, Any], comparisons: int) -> dict[str, float]:
+    """How far the gains are apart, with an interval for two errors of different sizes (Welch, Satterthwaite)."""
+    variances = theirs["published_gain_se"] ** 2, ours["gain_se"] ** 2
+    freedoms = _published_freedom(theirs["table"]), ours["pairs"] - 1
+    weight = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True) if f > 0)
+    both = sum(variances)
+    half = _t(both**2 / weight, comparisons) * math.sqrt(both) if weight > 0 else math.nan
+    return {"apart": ours["gain"] - theirs["published_gain"], "apart_half": half}
+
+
+def _t(freedom: float, comparisons: int = 1) -> float:
+    """The standard errors to either side of a mean that its interval takes, one of several."""
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, freedom))
 
 
 def _grid(table: str, cell: Cell) -> str | None:

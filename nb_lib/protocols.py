@@ -92,14 +92,16 @@ _B = (*range(100, 1001, 100), 2000, 3000, 5000)  # NE, sec. 3
 _UP_TO_7, _UP_TO_11 = tuple(range(1, 8)), tuple(range(1, 12))  # α of NE Fig. 3
 _TINY_NE = Size(
     "a small network on 600 of the embedded digits, plain SGD",
-    batch_sizes=(20, 60, 200, 600),
-    curves=(1, 1.5),
+    batch_sizes=(20, 60, 200),  # of 600 images, whose noise with B = N would be none (NE eq. 4)
+    curves=(1, 1.5, 2),
     routes=(1, 1.5, 2, 3, 4),
+    seeds=6,
     fields=protocol("digits-mlp", valid_size=300, epochs=1000),
 )
 _TINY_SMOOTHOUT = Size(
     "SmoothOut's F1 on 600 of the embedded digits, 15 epochs",
     batch_sizes=(30, 300),
+    seeds=5,
     fields=protocol("smoothout-f1", **_FEW_DIGITS, valid_size=300, epochs=15),
 )
 _1500_IMAGES = {"train_size": 1500, "valid_size": 5000}

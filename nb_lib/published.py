@@ -1,7 +1,8 @@
-"""The accuracies that both papers print in their tables, and how long NE's trainings took.
+"""What both papers print in their tables: accuracies, how long NE's trainings took, and SmoothOut's sharpness.
 
 They stand in ``published.csv``, a row a cell of a table: which network was trained on what and how, what came out, and
-where that is printed.  Missing is SmoothOut's sharpness: it rests on a gradient of the wrong sign.
+where that is printed; what the papers do not print, but follows from them or is assumed, is said there.  The sharpness
+rests on a gradient of the wrong sign (see the chapter "How sharp is a minimum?"): it is here to be shown, not compared.
 """
 
 import math
@@ -26,7 +27,8 @@ def table(name: str) -> pd.DataFrame:
         One row a cell, numbered from 0: `baseline` (number of the row that its gain is over, −1 for a baseline itself),
         network, dataset, epochs and lr_scaling (where the table prints them), batch_size, the fields in
         `papers.METHOD` (as of a `Run`), accuracy and accuracy_std (percent; of 10 runs in NE's tables), updates and
-        updates_std (until NE's trainings have converged), and `source`, the place in words; NaN is what is not printed.
+        updates_std (until NE's trainings have converged; no Table 3), sharpness (SmoothOut Table I), and `source`: the
+        place in words, and after a semicolon what is not printed there; NaN is what is not printed.
 
     Examples
     --------

@@ -20,16 +20,16 @@ _TAILS = ("normal", "heavy")
 
 @dataclass(frozen=True)
 class Samples:
-    """A training set with mean loss L: ℓ_μ(w) = L(w) − s_μ·w, Σ_μ s_μ = 0, hence ∇ℓ_μ = ∇L − s_μ."""
+    """A training set with mean loss L: ℓ_μ(w) = L(w) − u_μ·w, Σ_μ u_μ = 0, hence ∇ℓ_μ = ∇L − u_μ."""
 
     loss: Landscape | Smoothed
-    tilts: Array  # s_μ, [N] or [N, 2]; the covariance S of the gradients (NE eq. 4) is theirs, the same at all weights
+    tilts: Array  # u_μ, [N] or [N, 2]; the covariance S of the gradients (NE eq. 4) is theirs, the same at all weights
 
     def __len__(self) -> int:
         return len(self.tilts)
 
     def covariance(self) -> float | Array:
-        """S = (1/N) Σ_μ s_μ s_μᵀ of NE eq. 4: a number, or [2, 2]."""
+        """S = (1/N) Σ_μ u_μ u_μᵀ of NE eq. 4: a number, or [2, 2]."""
         if self.tilts.ndim == 1:
             return float(np.mean(self.tilts**2))
         return self.tilts.T @ self.tilts / len(self)

@@ -7,6 +7,7 @@ from itertools import repeat
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.integrate import cumulative_trapezoid, trapezoid
 
 from nb_lib.errors import InputError, check_alpha, check_batch_size, check_strength, known, positive, whole
 from nb_lib.lab.names import DISTRIBUTIONS
@@ -21,6 +22,7 @@ Stream = np.random.Generator
 Gradient = Callable[[Array, Array], None]  # of the weights [dim, n], written to the second argument
 Noise = Iterator[tuple[Array | None, Array | None]]  # θ and the minibatches' part of each step
 Pool = tuple[Array, Stream]
+Profile = Callable[[Array], Array]  # of weights: S there over S of the training set
 
 
 def walk(
@@ -35,6 +37,7 @@ def walk(
     distribution: str = "uniform",
     copies: int | None = None,
     denoise: bool = True,
+    profile: Profile | None = None,
     seed: int = 0,
     every: int = 1,
 ) -> Array:
@@ -58,6 +61,9 @@ def walk(
         Deterministic SmoothOut (SmoothOut eqs. 1 and 6) instead: mean gradient over so many θ, drawn once for all.
     denoise : bool
         False leaves θ in the weights.
+    profile : callable, optional
+        Noise that depends on where a walker is, in one dimension: ``profile(w)``, at least 0, times the training set's
+        S is the covariance of the gradients at the weights of the gradient, [n].  See `stationary_density`.
 
     Returns
     -------
@@ -85,6 +91,8 @@ def walk(
         if not denoise:
             raise InputError("fixed copies leave no noise in the weights: use either copies or denoise=False.")
     mean_loss = loss.loss if isinstance(loss, Samples) else loss
+    if profile is not None and mean_loss.dim != 1:
+        raise InputError("noise that depends on the weights is for a loss in one dimension: leave out profile.")
     w = _start(start, mean_loss.dim)
     seeds = np.random.SeedSequence(seed).spawn(4)
     *streams, theta_stream = [np.random.default_rng(s) for s in seeds]
@@ -100,7 +108,7 @@ def walk(
     records = steps // every
     path = np.empty((records + 1, *w.shape))
     with np.errstate(all="ignore"):  # of walkers on their way to infinity
-        _walk(w, gradient, noise, eta, denoise, path, every)
+        _walk(w, gradient, noise, eta, denoise, profile, path, every)
     finite = np.isfinite(path)
     stayed = finite.all(1, keepdims=True)
     path = np.where(stayed, path, np.nan)
@@ -108,13 +116,24 @@ def walk(
     return by_weights(path, mean_loss.dim)
 
 
-def _walk(w: Array, gradient: Gradient, noise: Noise, eta: float, denoise: bool, path: Array, every: int) -> None:
+def _walk(
+    w: Array,
+    gradient: Gradient,
+    noise: Noise,
+    eta: float,
+    denoise: bool,
+    profile: Profile | None,
+    path: Array,
+    every: int,
+) -> None:
     """Move `w` by SmoothOut's Algorithm 1 with the minibatches of NE eq. 6, and record it in `path`."""
     path[0] = w
     g = np.empty_like(w)
     for step, (theta, kick) in enumerate(noise, start=1):
         noisy_w = w if theta is None else w + theta  # perturb
         gradient(noisy_w, g)  # ∇L(w + θ)
+        if profile is not None and kick is not None:
+            kick = kick * np.sqrt(profile(noisy_w))
         if not denoise:
             w[...] = noisy_w  # θ stays
         g *= eta
@@ -249,3 +268,27 @@ def stationary_variance(curvature: float, eta: float, variance: float) -> float:
     if not 0 < rate < 2:
         raise InputError(f"learning rate times curvature must lie between 0 and 2 to settle, not {rate:g}.")
     return variance / (rate * (2 - rate))
+
+
+def stationary_density(loss: Loss, w: ArrayLike, temperature: ArrayLike) -> Array:
+    """Density that walkers settle to under noise that depends on where they are: (1/T) exp(−∫ L'/T dw), T = η V(w)/2.
+
+    A step draws its noise at the weights it starts from, so small steps follow Itô's equation dw = −L' dt + √(2T) dW,
+    t = η times the updates, whose density p has a flow of −L' p − (T p)'.  Walkers settle where there is none.
+    For constant T this is ∝ exp(−L/T).
+
+    Returns it at the increasing weights `w` [n] of a loss in one dimension, beyond which there are no walkers, from the
+    `temperature` T there, a number or [n]; its integral is 1.  Raises `InputError` unless T is positive everywhere.
+
+    >>> w = np.linspace(-6, 6, 1201)
+    >>> normal = stationary_density(Landscape((1.0,)), w, 1.0)
+    >>> float(normal[600].round(4))  # 1/√(2π)
+    0.3989
+    """
+    w = np.asarray(w, dtype=float)
+    T = np.broadcast_to(np.asarray(temperature, dtype=float), w.shape)
+    if not np.all(T > 0):
+        raise InputError("the temperature must be positive at all weights.")
+    exponent = -cumulative_trapezoid(loss.gradient(w) / T, w, initial=0) - np.log(T)
+    p = np.exp(exponent - exponent.max())
+    return p / trapezoid(p, w)

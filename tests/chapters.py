@@ -82,6 +82,7 @@ MORE = {
 
 #: Of each notebook some cases that once failed, and together take half a minute: what `make test` runs.
 SAMPLE = {
+    "claims": ["stores=['an empty folder']"],
     "compare": ["base as text", "stores=['an empty folder']"],
     "gradient_noise": ["batch_size=1"],
     "ne_experiments": ["budget=0", "train=False", "train=2"],

@@ -166,6 +166,20 @@ def test_figures_say_what_they_show_and_are_small(pages):
             assert len(text.encode()) <= MAX_BYTES
 
 
+def test_figures_are_numbered_down_the_page_and_referred_to_by_their_numbers(pages):
+    for name in pages:
+        text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+        figures = re.findall(r'<figure class="nbx" id="([^"]+)"><figcaption><b>Figure (\d+)([a-z]?)\.</b>', text)
+        order = [(int(number), letter) for _, number, letter in figures]
+        assert order == sorted(set(order)), f"figures of {name}: {order}"
+        assert [number for number, _ in order][:1] in ([], [1]), f"the first figure of {name} has number {order[0]}"
+        numbers = {identity: number + letter for identity, number, letter in figures}
+        for identity, number in re.findall(r'<a [^>]*href="#([\w-]+)"[^>]*>Figure (\w+)</a>', text):
+            assert numbers.get(identity) == number, f"Figure {number} of {name} is not #{identity}"
+        unlinked = re.sub(r"<(a|figcaption)\b.*?</\1>|<script.*?</script>|<[^>]*>", " ", text, flags=re.DOTALL)
+        assert not re.findall(r"Figure \d+\w?", unlinked), f"{name} names a figure without a link to it"
+
+
 def test_a_figure_shares_its_name_with_nothing_on_its_page(pages):
     for name, page in pages.items():
         ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]

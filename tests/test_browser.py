@@ -29,7 +29,7 @@ PAGES = sorted(p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "
 PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to the intro
 PAGES = PAGES or ["book/intro.html"]
 TEXTS = {page: (HTML / page).read_text("utf-8") for page in PAGES if (HTML / page).exists()}
-FIGURE = re.compile(r'<div class="nbx" id="([^"]+)">')
+FIGURE = re.compile(r'<figure class="nbx" id="((?!figure-)[^"]+)">')  # one with sliders
 LINK = re.compile(r'<a [^>]*href="#([^"?]+)\?')
 BOOK_FIGURES = [(page, name) for page, text in TEXTS.items() for name in FIGURE.findall(text)]
 SAMPLE = [("sample.html", "line"), ("sample.html", "hills")]  # tested as the book's are, and if it has none
@@ -151,12 +151,12 @@ def sample(tmp_path_factory):
         patch.setattr(explore, "display", lambda bundle, raw: forms.append(bundle["text/html"]))
         slope = explore.Slider([0, 0.5, 1, 2, 4], "slope", start=1)
         end = explore.Slider(["plain", "loud & clear", "none"], "end")
-        explore.explore(line, name="line", alt="A line.", height=300, slope=slope, end=end)
+        explore.explore(line, 1, name="line", caption="A.", alt="A line.", height=300, slope=slope, end=end)
         depth, shift = (
             explore.Slider([1, 2, 3], "depth", start=3),
             explore.Slider([0, 1, 2, 3, 4, 5], "shift"),
         )
-        explore.explore(hills, name="hills", alt="A bowl.", height=300, depth=depth, shift=shift)
+        explore.explore(hills, 2, name="hills", caption="A.", alt="A bowl.", height=300, depth=depth, shift=shift)
     folder = tmp_path_factory.mktemp("sample")
     (folder / "explore.js").symlink_to(ROOT / "book/_assets/explore.js")
     (folder / "plotly.min.js").symlink_to(Path(plotly.__file__).parent / "package_data/plotly.min.js")
@@ -355,7 +355,7 @@ def test_play_ends_at_the_last_value_and_starts_again_from_the_first(name, sampl
 def test_words_show_where_nothing_draws_the_figure(drawn, tmp_path, monkeypatch, browser):
     forms = []
     monkeypatch.setattr(explore, "display", lambda bundle, raw: forms.append(bundle["text/html"]))
-    explore.show(go.Figure(go.Scatter(y=[1, 2]), {"template": "nb"}), alt="A line.")
+    explore.show(go.Figure(go.Scatter(y=[1, 2]), {"template": "nb"}), 3, caption="A.", alt="A line.")
     for name in ("explore.js", "explore.css"):
         (tmp_path / name).symlink_to(ROOT / "book/_assets" / name)
     (tmp_path / "plotly.min.js").symlink_to(Path(plotly.__file__).parent / "package_data/plotly.min.js")
@@ -427,10 +427,10 @@ def test_a_good_page_gives_no_complaints(show_page, browser):
 
 # A figure in the form that explore.js gives it, without plotly.js: a bar as long as the slider's value.
 FAKE = """
-<div class="nbx" id="fake" data-ready="1"><div class="nbx-plot"><svg class="main-svg"><path d="M0,0H2"/></svg></div>
+<figure class="nbx" id="fake" data-ready="1"><div class="nbx-plot"><svg class="main-svg"><path d="M0,0H2"/></svg></div>
 <fieldset class="nbx-controls"><label><span>a</span>
 <input type="range" name="a" min="0" max="4" value="2" aria-valuetext="a = 2"><output>2</output></label>
-<button class="nbx-reset">Reset</button></fieldset><p class="nbx-say">2</p></div>
+<button class="nbx-reset">Reset</button></fieldset><p class="nbx-say">2</p></figure>
 <script>
   const figure = document.getElementById('fake');
   const [plot, bar, input, output, say] =
@@ -501,7 +501,7 @@ def test_a_slider_that_cannot_be_moved_is_found(show_page, browser):
 )
 def test_unreadable_text_is_found(body, found, show_page, browser):
     svg = f'<svg class="main-svg" width="100%" height="90">{body}</svg>'
-    show_page(body if body.startswith("<p") else f'<div class="nbx"><div class="nbx-plot">{svg}</div></div>')
+    show_page(body if body.startswith("<p") else f'<figure class="nbx"><div class="nbx-plot">{svg}</div></figure>')
     set_width(browser, WIDE)
     (problem,) = ask(browser, "unreadable")
     assert found in problem

@@ -46,12 +46,15 @@ class Page(HTMLParser):
 
 
 def test_one_output_in_three_forms(shown):
-    explore.show(go.Figure(go.Scatter(y=[1, 2]), layout={"template": "nb"}), alt="A line.", height=300)
+    explore.show(go.Figure(go.Scatter(y=[1, 2]), layout={"template": "nb"}), 1, caption="A.", alt="A line.", height=300)
     (forms,) = shown
     assert set(forms) == {"text/html", PLOTLY, "text/plain"}
-    assert forms["text/plain"] == "A line."
+    assert forms["text/plain"] == "Figure 1. A. A line."
     page = Page(forms["text/html"])
+    title = forms[PLOTLY]["layout"].pop("title")  # which a page has as text
+    assert title["text"] == "Figure 1. A."
     assert json.loads(page.scripts[0]) == forms[PLOTLY]
+    assert ("figure", {"class": "nbx", "id": "figure-1"}) in page.elements
     assert forms[PLOTLY]["data"][0]["y"] == [1, 2]
     assert forms[PLOTLY]["layout"]["height"] == 300
     (plot,) = [a for _, a in page.elements if a.get("class") == "nbx-plot"]
@@ -61,9 +64,9 @@ def test_one_output_in_three_forms(shown):
 
 
 def test_programs_that_draw_nothing_show_the_words_and_no_empty_space(shown):
-    explore.show(go.Figure(), alt="A <line>.")
+    explore.show(go.Figure(), 1, caption="One <b>.", alt="A <line>.")
     page = Page(shown[0]["text/html"])
-    assert "".join(page.words).strip() == f"{explore.UNSEEN} It shows: A <line>."
+    assert "".join(page.words).strip() == f"Figure 1. One <b>.{explore.UNSEEN} It shows: A <line>."
     (plot,) = [a for _, a in page.elements if a.get("class") == "nbx-plot"]
     assert plot["style"] == "--height: 420px"  # which only the book's style sheet makes a height
     stylesheet = Path(__file__).parents[1] / "book" / "_assets" / "explore.css"
@@ -72,17 +75,21 @@ def test_programs_that_draw_nothing_show_the_words_and_no_empty_space(shown):
 
 def test_no_text_breaks_out_of_its_place(shown):
     nasty = "</script><!--<script>alert('\"&')</script>"
-    explore.show(go.Figure(layout={"title": {"text": nasty}}), alt=nasty)
+    explore.show(go.Figure(layout={"title": {"text": nasty}}), 1, caption=nasty, alt=nasty)
     page = Page(shown[0]["text/html"])
-    assert [tag for tag, _ in page.elements] == ["div", "div", "p", "script"]
+    assert [tag for tag, _ in page.elements] == ["figure", "figcaption", "b", "div", "p", "script"]
     assert json.loads(page.scripts[0])["layout"]["title"]["text"] == nasty
-    assert page.elements[1][1]["aria-label"] == nasty
+    assert page.elements[3][1]["aria-label"] == nasty
+    assert f" {nasty}" in page.words  # the caption
+    assert "<script" not in shown[0][PLOTLY]["layout"]["title"]["text"]
 
 
 @pytest.mark.parametrize("exporter", [HTMLExporter, MarkdownExporter])
 def test_a_converted_notebook_shows_the_words(exporter, shown):
-    explore.show(go.Figure(), alt="A <line>.")
-    explore.explore(lambda a: (go.Figure(), f"a is {a}."), name="one", alt="A point.", a=Slider([1, 2], "a"))
+    explore.show(go.Figure(), 1, caption="One <b>.", alt="A <line>.")
+    explore.explore(
+        lambda a: (go.Figure(), f"a is {a}."), 2, name="one", caption="A.", alt="A point.", a=Slider([1, 2], "a")
+    )
     outputs = [nbformat.v4.new_output("display_data", data=forms) for forms in shown]
     cells = [nbformat.v4.new_code_cell("", outputs=outputs)]
     text, _ = exporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
@@ -90,16 +97,25 @@ def test_a_converted_notebook_shows_the_words(exporter, shown):
     assert text.count("height: 420px") == text.count("--height: 420px") == 2
 
 
-@pytest.mark.parametrize("alt", ["", " \n"])
-def test_alt_is_required(alt, shown):
-    with pytest.raises(InputError, match="alt"):
-        explore.show(go.Figure(), alt=alt)
+@pytest.mark.parametrize("empty", ["", " \n"])
+@pytest.mark.parametrize("missing", ["alt", "caption"])
+def test_words_and_caption_are_required(missing, empty, shown):
+    words = {"alt": "A line.", "caption": "A."} | {missing: empty}
+    with pytest.raises(InputError, match=missing):
+        explore.show(go.Figure(), 1, **words)
     assert not shown
+
+
+def test_a_long_caption_is_broken_into_lines_where_it_is_a_plotly_title(shown):
+    explore.show(go.Figure(), "7a", caption="A long caption. " * 10, alt="Nothing.")
+    lines = shown[0][PLOTLY]["layout"]["title"]["text"].split("<br>")
+    assert lines[0].startswith("Figure 7a. A long")
+    assert 80 < max(map(len, lines)) <= 100
 
 
 def test_numbers_are_rounded_and_gaps_kept(shown):
     z = np.array([[1 / 3, np.nan], [123456.789, -np.inf]], dtype=np.float32)
-    explore.show(go.Figure(go.Heatmap(z=z, x=np.arange(2), y=(2e-9 / 3, 1))), alt="Four numbers.")
+    explore.show(go.Figure(go.Heatmap(z=z, x=np.arange(2), y=(2e-9 / 3, 1))), 1, caption="A.", alt="Four numbers.")
     trace = shown[0][PLOTLY]["data"][0]
     assert trace["z"] == [[0.33333, None], [123460.0, None]]
     assert trace["x"] == [0, 1]
@@ -108,13 +124,14 @@ def test_numbers_are_rounded_and_gaps_kept(shown):
 
 def test_same_figure_same_bytes(shown):
     for _ in range(2):
-        explore.show(go.Figure(go.Scatter(y=np.linspace(0, 1, 7))), alt="A line.")
+        explore.show(go.Figure(go.Scatter(y=np.linspace(0, 1, 7))), 1, caption="A.", alt="A line.")
     assert shown[0] == shown[1]
 
 
 def test_size_limit(shown):
+    figure = go.Figure(go.Scatter(y=np.random.default_rng(0).random(60_000)))
     with pytest.raises(InputError, match=r"400,000.*fewer points"):
-        explore.show(go.Figure(go.Scatter(y=np.random.default_rng(0).random(60_000))), alt="Too much.")
+        explore.show(figure, 1, caption="A.", alt="Too much.")
     assert not shown
 
 
@@ -142,7 +159,7 @@ def explored(shown, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(explore, "_live", watched)
-    explore.explore(parabola, name="parabola", alt="A parabola.", alpha=ALPHA, sign=SIGN)
+    explore.explore(parabola, 1, name="parabola", caption="Two.", alt="A parabola.", alpha=ALPHA, sign=SIGN)
     return Page(shown[0]["text/html"]), made[0], shown[0]
 
 
@@ -205,7 +222,8 @@ def test_native_controls(explored):
 
 def test_live_figure_follows_its_controls(explored):
     _, live, _ = explored
-    figure, controls, say = live.children
+    title, figure, controls, say = live.children
+    assert title.value == "<b>Figure 1.</b> Two."
     alpha, sign, reset = controls.children
     assert (alpha.value, alpha.min, alpha.max, sign.value) == (1.5, 1, 3, "up")
 
@@ -283,7 +301,7 @@ def long(alpha):
 )
 def test_figures_that_cannot_be_published(draw, clue, shown):
     with pytest.raises(InputError, match=clue):
-        explore.explore(draw, name="none", alt="None.", alpha=ALPHA)
+        explore.explore(draw, 1, name="none", caption="None.", alt="None.", alpha=ALPHA)
     assert not shown
 
 

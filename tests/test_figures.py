@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from scipy import stats
 
 from nb_lib.page import figures, run_figures
 from nb_lib.page.figures import COLORS
@@ -117,6 +118,44 @@ def test_figures_of_no_runs_say_so():
         run_figures.means(none, x="batch_size", y="updates", **both),
         run_figures.bands(none, x="epoch", y="updates", **both),
         run_figures.routes(none, x="updates", titles=("x", "y")),
+        run_figures.cells(none, x="updates", y="test_accuracy", titles=("x", "y")),
     ]
     for figure in drawn:
         assert [note.text for note in figure.layout.annotations] == ["no runs to show yet"]
+
+
+def test_cells_lie_at_the_means_of_both_axes_and_are_joined_in_the_order_of_x():
+    cost = {(300, 1.0): [700, 710, 720], (20, 1.0): [60, 80, 70], (300, 4.0): [500, 520, 510]}
+    rows = [
+        {"batch_size": B, "alpha": alpha, "seed": seed, "updates": updates, "test_loss": updates / 1000}
+        for (B, alpha), values in cost.items()
+        for seed, updates in enumerate(values)
+    ]
+    figure = run_figures.cells(pd.DataFrame(rows), x="updates", y="test_loss", titles=("x", "y"), scale=10)
+    plain, enhanced = figure.data
+    assert (plain.name, enhanced.name) == ("plain SGD (3 seeds)", "NE, α = 4 (3 seeds)")
+    assert (list(plain.x), list(enhanced.x)) == ([70, 710], [510])
+    np.testing.assert_allclose(plain.y, [0.7, 7.1])
+    low, high = stats.ttest_1samp(cost[300, 4.0], 0).confidence_interval(0.95)
+    assert enhanced.error_x.array[0] == pytest.approx((high - low) / 2)
+    assert enhanced.error_y.array[0] == pytest.approx((high - low) / 200)
+    assert (plain.marker.color, enhanced.marker.color) == (COLORS["SGD"], COLORS["NE"])
+    assert plain.marker.symbol != enhanced.marker.symbol
+    assert figure.layout.xaxis.type == "log"
+    ticks = dict(zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True))
+    assert (ticks[50], ticks[1000]) == ("50", "1k")
+    apart = run_figures.cells(pd.DataFrame(rows), x="updates", y="test_loss", titles=("x", "y"), joined=False)
+    assert {trace.mode for trace in apart.data} == {"markers"}
+
+
+def test_routes_are_labeled_with_what_changes_along_them():
+    rows = [
+        {"batch_size": B, "alpha": alpha, "seed": seed, "updates": B * alpha + seed, "test_accuracy": 0.9}
+        for B, alpha in ((10, 1.0), (40, 1.0), (40, 2.0))
+        for seed in (0, 1)
+    ]
+    smaller, larger = run_figures.routes(pd.DataFrame(rows), x="updates", titles=("x", "y")).data
+    assert (list(smaller.x), list(smaller.text)) == ([10.5, 40.5], ["B = 10", "B = 40"])
+    assert (list(larger.x), list(larger.text)) == ([40.5, 80.5], ["α = 1", "α = 2"])
+    assert list(larger.y) == [90, 90]
+    assert (smaller.name, larger.name) == ("smaller B at α = 1 (2 seeds)", "larger α at B = 40 (2 seeds)")

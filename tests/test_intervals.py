@@ -1,4 +1,4 @@
-"""What the sentences and intervals of a page say (means, pairs and verdicts: see test_results)."""
+"""What the intervals of a page say (means and pairs: see test_results; sentences: see test_verdicts)."""
 
 import math
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nb_lib.page.intervals import NOTHING, in_words, resampled, share, summarize, verdict
+from nb_lib.page.intervals import resampled, share, summarize
 
 
 def runs(**scores: list[float]) -> pd.DataFrame:
@@ -28,24 +28,6 @@ def test_a_level_widens_the_interval_as_student_does():
     halves = [summarize(table, "method", "loss", level=level)["half"][0] for level in (0.68, 0.95)]
     expected = [stats.t.ppf((1 + level) / 2, 2) for level in (0.68, 0.95)]
     assert halves[1] / halves[0] == pytest.approx(expected[1] / expected[0])
-
-
-def test_in_words_says_each_difference_with_its_interval_and_what_it_means():
-    table = runs(plain=[1.0, 2.0, 3.0], noisy=[0.9, 2.1, 2.7], smooth=[0.51, 1.49, 2.50])
-    said = in_words(table, "method", "loss", baseline="plain", label="{:6s}", number="+.1f", scale=10, unit="nats")
-    assert said.splitlines() == [
-        "noisy  -1.0 ± 5.0 nats, within the noise (3 seeds)",
-        "smooth -5.0 ± 0.2 nats, clear (3 seeds)",
-    ]
-
-
-def test_in_words_says_where_there_is_no_interval_or_no_pair():
-    table = runs(plain=[1.0, 2.0], once=[1.5])
-    table.loc[len(table)] = ["elsewhere", 7, 1.0]
-    assert in_words(table, "method", "loss", baseline="plain", label="{}:").splitlines() == [
-        "elsewhere: has no seed in common with plain",
-        "once: +0.5, without an interval (1 seed)",
-    ]
 
 
 @pytest.mark.parametrize("hits", [0, 3, 20, 40])
@@ -79,14 +61,3 @@ def test_samples_without_a_value_do_not_count():
         return math.nan if x.min() == x.max() else 1.0
 
     assert resampled(share_of_ones, np.array([0, 1]), np.array([0, 1])) == (1, 1)
-
-
-@pytest.mark.parametrize("there", [{}, {"noisy": [1.0, 2.0]}, {"plain": [1.0, 2.0]}])
-def test_without_a_baseline_or_another_group_there_is_nothing_to_compare(there):
-    table = runs(**there) if there else runs(plain=[1.0])[:0]
-    assert in_words(table, "method", "loss", baseline="plain", label="{}:") == NOTHING
-
-
-def test_a_verdict_on_nothing_is_one_line():
-    table = pd.DataFrame({"a": [0.1, 0.1], "seed": [0, 1], "test_accuracy": [0.5, 0.6], "test_loss": [1.0, 2.0]})
-    assert verdict(table, "a", symbol="a", baseline=0.0) == NOTHING

@@ -23,7 +23,7 @@ from nb_lib.page.explore import Slider, explore
 def draw(slope):
     return go.Figure(go.Scatter(x=[0, 1], y=[0, slope]), {"template": "nb"}), f"The line ends at {slope:g}."
 
-explore(draw, name="line", alt="A line.", slope=Slider([0.0, 1.0, 2.0], "slope"))
+explore(draw, 1, name="line", caption="A.", alt="A line.", slope=Slider([0.0, 1.0, 2.0], "slope"))
 """
 FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"), ("SETTINGS_DIR", "WORKSPACES_DIR")
 

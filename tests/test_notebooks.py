@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
 
@@ -83,3 +84,26 @@ def test_one_call_reads_all_parameters(path):
     assert [(given.arg, ast.unparse(given.value)) for given in call.keywords] == [(name, name) for name in names]
     assert [ast.literal_eval(argument) for argument in call.args] == [path.stem]  # rules of its own
     assert any(ast.unparse(other).startswith("globals().update(parameters.read(") for other in calls)
+
+
+def test_one_bar_at_most_stands_before_a_picture(notebook):
+    """Of code cells in a row, one may be folded; what only draws is left out, with `remove-input`."""
+    bars = 0
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            bars = 0
+        elif "hide-input" in cell.metadata.get("tags", []):
+            bars += 1
+        assert bars <= 1, f"a second bar in a row: {cell.id}"
+
+
+def test_links_stand_beside_the_figure_that_they_set(notebook):
+    """A reader who follows one must not lose the text: its figure is drawn at most three cells away."""
+    places = {}
+    for k, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            places |= dict.fromkeys(re.findall(r'\bname="([\w-]+)"', cell.source), k)
+    for k, cell in enumerate(notebook.cells):
+        for name in re.findall(r'href="#([\w-]+)\?', cell.source):
+            assert name in places, f"{cell.id} links to no figure of this notebook: {name}"
+            assert abs(places[name] - k) <= 3, f"{cell.id} is far from the figure {name}"

@@ -92,6 +92,19 @@ def test_a_smaller_scale_asks_the_same_question_of_less(name):
     assert {run.dataset for run in runs} == {"digits"}, "tiny needs no data but the embedded"
 
 
+@pytest.mark.parametrize("name", [name for name in papers.GRIDS if name.startswith("ne-")])
+@pytest.mark.parametrize("scale", papers.SCALES)
+def test_every_batch_leaves_noise_for_alpha_to_change(name, scale):
+    """With B = N both minibatches are the whole set, and α does nothing; a way to more noise takes two points."""
+    runs = papers.grid(name, scale, seeds=1)
+    for run in runs:
+        assert 2 * run.batch_size <= (run.train_size or TRAINING_IMAGES[run.dataset])
+    if name.startswith("ne-fig3"):
+        largest = max(run.batch_size for run in runs)
+        assert len({run.batch_size for run in runs if run.alpha == 1}) >= 2
+        assert len({run.alpha for run in runs if run.batch_size == largest}) >= 3
+
+
 def test_every_cell_gets_its_first_seed_before_any_gets_its_second():
     runs = papers.grid("ne-table2", "small")
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)

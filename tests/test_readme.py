@@ -91,7 +91,7 @@ def test_a_sweep_on_a_local_cluster_runs_as_printed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("if __name__ == '__main__':\n" + indent(code, "    "))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
-    assert "8 runs: 8 trained now" in done.stdout, done.stderr[-2000:]
+    assert "9 runs: 9 trained now" in done.stdout, done.stderr[-2000:]
 
 
 def test_other_clusters_are_called_as_their_packages_want_it():
@@ -113,11 +113,11 @@ def test_the_experiments_commands_run(tmp_path, capsys):
         assert main([where.get(word, word) for word in command] + ["--seeds", "1"] * (command[0] == "sweep")) == 0
     out = capsys.readouterr().out
     assert "ne-fig3-c2" in out
-    assert "8 runs: 8 trained now, 0 were stored; 8 converged." in out
+    assert "9 runs: 9 trained now, 0 were stored; 9 converged." in out
     assert re.search(r"ne-f1 .*90\.17 ± 0\.04.*tiny: digits-mlp", out)
-    assert "digits_mlp.jsonl: 8 records" in out
+    assert "digits_mlp.jsonl: 9 records" in out
     assert main(["merge", str(tmp_path / "store"), "--into", str(tmp_path / "records.jsonl")]) == 0
-    assert "records.jsonl: 8 records" in capsys.readouterr().out
+    assert "records.jsonl: 9 records" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from nb_lib.lab.store import curves, frame
 from nb_lib.lab.sweeps import sweep
 from nb_lib.noise_enhancement import effective_batch_size
 from nb_lib.page import figures, run_figures
-from nb_lib.page.intervals import paired, summarize, verdict
+from nb_lib.page.intervals import paired, summarize
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +48,18 @@ def test_differences_are_paired_by_seed(table):
     found = paired(table, "alpha", "test_accuracy", baseline=1.0).set_index("alpha")
     for alpha in (1.5, 2.0):
         a, b = (table[table.alpha == x].sort_values("seed").test_accuracy.to_numpy() for x in (alpha, 1.0))
-        low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+        low, high = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 2)  # of two comparisons
         assert found.difference[alpha] == pytest.approx((low + high) / 2)
         assert found.half[alpha] == pytest.approx((high - low) / 2)
-        assert found.clear[alpha] == (stats.ttest_rel(a, b).pvalue < 0.05 / 2)  # two comparisons
+        assert found.clear[alpha] == (stats.ttest_rel(a, b).pvalue < 0.05 / 2)
+        assert found["std"][alpha] == pytest.approx(np.std(a - b, ddof=1))
+        assert found["agree"][alpha] == np.sum((a - b) * (a - b).mean() > 0)
     assert found.clear.tolist() == [False, True]
 
 
 def test_seeds_missing_from_one_side_do_not_enter(table):
     lame = table[(table.alpha == 1.0) | (table.seed < 5)]
     assert paired(lame, "alpha", "test_accuracy", baseline=1.0).n.tolist() == [5, 5]
-
-
-def test_a_verdict_calls_a_difference_within_the_noise_that(table):
-    lines = verdict(table, "alpha", symbol="α", baseline=1.0).splitlines()
-    assert lines[0].startswith("test accuracy, α = 1.5 against 1: ")
-    assert lines[0].endswith("points, within the noise (8 seeds)")
-    assert lines[1].endswith("points, clear (8 seeds)")
-    assert "test loss, α = 2 against 1: -0.010 ± 0.000 nats" in lines[3]
 
 
 # ------------------------------------------------------------------------------------------------ papers' numbers

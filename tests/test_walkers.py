@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 from shared import refused
 
 from nb_lib import noise_enhancement, toys, walkers
@@ -299,6 +299,87 @@ def test_walkers_that_leave_become_nan_quietly(recwarn) -> None:
     assert not list(recwarn)
 
 
+# ------------------------------------------------------------------------------------------------ where noise differs
+
+TWINS = toys.two_wells(sharp_depth=1, sharp_curvature=20, flat_depth=1, flat_curvature=20, bowl=1, gap=1)
+FINE = np.linspace(-2.5, 2.5, 1001)
+
+
+def colder_to_the_right(w):
+    return 1 - 0.6 * np.tanh(w / 0.2)
+
+
+def chain(loss, eta: float, temperature: np.ndarray) -> np.ndarray:
+    """Stationary density at `FINE` of steps with normal noise, by brute force: the fixed point of its kernel."""
+    mean = FINE - eta * loss.gradient(FINE)
+    variance = eta**2 * (2 * temperature / eta)  # of a step, from T = η V/2
+    kernel = np.exp(-((FINE[:, None] - mean) ** 2) / (2 * variance))  # from each column to all rows
+    kernel /= kernel.sum(0)
+    equations = kernel - np.eye(len(FINE))
+    equations[-1] = 1  # the sum is known in place of one of them
+    of_each = np.linalg.solve(equations, np.eye(len(FINE))[-1])
+    return of_each / (FINE[1] - FINE[0])
+
+
+def test_the_stationary_density_under_constant_noise_is_boltzmanns() -> None:
+    expected = np.exp(-T1(FINE) / 0.3)
+    expected /= integrate.trapezoid(expected, FINE)
+    np.testing.assert_allclose(walkers.stationary_density(T1, FINE, 0.3), expected, rtol=0.02)
+    ripple = walkers.stationary_density(toys.quadratic(2.0), FINE, 0.1)
+    np.testing.assert_allclose(ripple, stats.norm.pdf(FINE, scale=math.sqrt(0.05)), rtol=1e-4)
+
+
+def test_no_walkers_flow_in_the_stationary_density() -> None:
+    w = np.linspace(-2, 2, 40_001)
+    T = 0.3 * colder_to_the_right(w)
+    p = walkers.stationary_density(TWINS, w, T)
+    flow = TWINS.gradient(w) * p + np.gradient(T * p, w)  # of the Fokker-Planck equation
+    assert np.abs(flow).max() < 1e-5 * np.abs(TWINS.gradient(w) * p).max()
+
+
+def test_steps_that_get_smaller_settle_to_the_stationary_density() -> None:
+    T = 0.36 * colder_to_the_right(FINE)
+    expected = walkers.stationary_density(TWINS, FINE, T)
+    apart = [np.abs(chain(TWINS, eta, T) - expected).max() / expected.max() for eta in (0.012, 0.006, 0.003)]
+    assert apart[2] < 0.03
+    assert apart[0] / apart[1] == pytest.approx(2, abs=0.3)  # of first order in η
+    assert apart[1] / apart[2] == pytest.approx(2, abs=0.3)
+    left = integrate.trapezoid(expected[FINE < 0], FINE[FINE < 0])
+    assert left < 0.1  # without the slope of T it would be one half
+    # noise drawn between start and end of a step (Stratonovich) would leave 1/√T in front: another share
+    other = expected * np.sqrt(T)
+    other /= integrate.trapezoid(other, FINE)
+    assert integrate.trapezoid(other[FINE < 0], FINE[FINE < 0]) > 1.5 * left
+
+
+def test_walkers_settle_where_the_brute_force_says() -> None:
+    eta, B, n = 0.003, 50, 4000
+    data = walkers.samples(TWINS, spread=26.0)
+    T = eta / 2 * walkers.noise_variance(data, B, 3.0)
+    walk = partial(walkers.walk, data, eta=eta, steps=4000, every=4000, B=B, alpha=3.0)
+    for profile in (np.ones_like, colder_to_the_right):
+        density = chain(TWINS, eta, T * profile(FINE)) * (FINE[1] - FINE[0])
+        edges = np.interp(np.linspace(0, 1, 11)[1:-1], np.cumsum(density), FINE)  # a tenth of the walkers in each bin
+        end = walk(np.full(n, -0.48), profile=profile)[1]
+        counts = np.bincount(np.searchsorted(edges, end), minlength=10)
+        assert stats.chisquare(counts, np.full(10, n / 10)).pvalue > 1e-4
+
+
+def test_a_profile_multiplies_the_variance_where_the_gradient_is_taken() -> None:
+    data = walkers.samples(toys.quadratic(0.0), spread=2.0)
+    walk = partial(walkers.walk, data, eta=1.0, steps=3, B=10, alpha=2)
+    start = np.zeros(50_000)
+    for place, factor in ((0.0, 1.0), (5.0, 0.25), (-5.0, 1.75)):
+        step = walk(start + place, steps=1, profile=lambda w: 1 - 0.75 * np.sign(w))[1] - place
+        assert abs(variance_z(step, factor * walkers.noise_variance(data, 10, 2), pool_error())) < 4.5
+    np.testing.assert_array_equal(walk(start, profile=np.ones_like), walk(start))
+    noisy = walk(np.full(50_000, 0.0), steps=1, a=1.0, profile=lambda w: (w > 0).astype(float))[1]
+    assert np.mean(noisy == 0) == pytest.approx(0.5, abs=0.02)  # θ decides whether there is gradient noise
+    np.testing.assert_array_equal(  # no noise, no profile: gradient descent
+        walkers.walk(T1, POINTS, eta=0.01, steps=5, profile=np.zeros_like), walkers.walk(T1, POINTS, eta=0.01, steps=5)
+    )
+
+
 # ------------------------------------------------------------------------------------------------ equal covariance
 
 
@@ -388,6 +469,9 @@ WALK = {"eta": 0.1, "steps": 3}
         partial(walkers.walk, T1, np.zeros((3, 2)), **WALK),
         partial(walkers.walk, T4, np.zeros(3), **WALK),
         partial(walkers.walk, T1, [], **WALK),
+        partial(walkers.walk, T4, (0.5, 0.2), **WALK, profile=np.ones_like),
+        partial(walkers.stationary_density, T1, POINTS, 0.0),
+        partial(walkers.stationary_density, T1, POINTS, math.nan),
     ],
 )
 def test_impossible_input_is_refused_in_one_sentence(call) -> None:

@@ -1,4 +1,4 @@
-// Draws the figures of nb_lib/explore.py (<div class="nbx">) in the colors of the page, and moves their sliders.
+// Draws the figures of nb_lib/explore.py (<figure class="nbx">) in the colors of the page, and moves their sliders.
 (() => {
   'use strict';
   const library = new URL('plotly.min.js', document.currentScript.src);

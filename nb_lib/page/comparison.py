@@ -1,97 +1,470 @@
-"""A comparison with a published table in words and colors (see `nb_lib.compare`)."""
+"""A comparison with a published table as a picture, as a table and in sentences (see `nb_lib.compare`)."""
 
 import math
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
+from plotly.graph_objects import Figure
 
-_CLOSE = 2.0  # standard errors that still count as agreement
-_BLUE, _ORANGE = "rgba(0, 114, 178, 0.18)", "rgba(230, 159, 0, 0.28)"
-_COLORS = {"agree": _BLUE, "ours larger": _ORANGE, "ours smaller": _ORANGE}
+from nb_lib import published
+from nb_lib.lab.recorded import by_variety
+from nb_lib.lab.runs import Record
+from nb_lib.lab.store import frame
+from nb_lib.page.explore import INK, show
+from nb_lib.page.figures import COLORS, axes, bars
+from nb_lib.page.run_figures import method, seeds
+from nb_lib.page.tables import show_table
+from nb_lib.page.verdicts import (
+    OPEN,
+    OPPOSITE,
+    RESOLVED,
+    TOO_FEW,
+    compared,
+    counted,
+    judge,
+    listed,
+    say,
+    seeds_needed,
+    signed,
+)
+from nb_lib.papers import GRIDS, matching
 
 Row = dict[Any, Any]  # of `compare`
 
+AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
+_SAME = 1e-6  # points: gains that differ by less are one number several times
+_MOST = 10_000  # seeds
+_NAMES = {"resnet44": "ResNet44", "resnet18": "ResNet18", "resnet8": "ResNet8", "alexnet": "AlexNet"}
+_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet", "mnist": "MNIST"}
+_DATA["fashion-mnist"] = "Fashion-MNIST"
+_SYMBOLS = {"full": "circle", "small": "triangle-up-open", "tiny": "square-open"}
+_DAGGER = " †"
 
-def readable(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The table of `compare` in words: accuracies in percent and gains in points, each ± its standard error.
 
-    ``apart`` has a verdict only where both gains have a standard error, and says that they agree only if these errors
-    could tell the published gain from none.  ``of`` says what our number is of, or the command that runs it, or what is
-    lacking.
+def verdict(row: Row) -> str:
+    """Say what our gain shows beside the published one; nothing where there is no gain of ours.
 
-    >>> from nb_lib.compare import compare
-    >>> readable(compare("ne-table2", [])).loc[1, "gain published"]
-    '+0.22 ± 0.07'
+    Of fewer than three pairs it says no more than that.  At full scale, where the paper prints a spread, the sizes are
+    compared: the gains agree if their difference cannot be told from zero and ours can.  Elsewhere it is about ours
+    alone, and the sign of the published one.  Where ours is not resolved, it is said how many pairs would probably
+    resolve a gain of the published size (`verdicts.seeds_needed`).
+
+    >>> row = {"gain": 2.0, "gain_half": 0.5, "gain_std": 0.2, "pairs": 3, "published_gain": 3.0, "scale": "small"}
+    >>> verdict(row), verdict(row | {"gain": -2.0}), verdict(row | {"pairs": 2})
+    ('ours gains, resolved', 'opposite sign, resolved', 'too few seeds (2)')
     """
-    return pd.DataFrame([_in_words(row) for row in comparison.to_dict("records")])
+    gain, claimed, pairs = row["gain"], row["published_gain"], row["pairs"]
+    if math.isnan(gain):
+        return ""
+    half = row["gain_half"] if row["gain_std"] > _SAME else math.nan
+    found = judge(gain, half, pairs, expected=1 if claimed > 0 else -1)
+    if found == TOO_FEW:
+        return f"too few seeds ({pairs})"
+    if row["scale"] == "full" and not math.isnan(row["apart_half"]):
+        return _of_sizes(row, found)
+    if found == OPEN:
+        same = "same" if gain * claimed > 0 else "opposite"
+        return f"{same} sign, not resolved; {_enough(row)}"
+    if found == OPPOSITE:
+        return "opposite sign, resolved"
+    return f"ours {'gains' if gain > 0 else 'loses'}, resolved"
 
 
-def styled(comparison: pd.DataFrame) -> "pd.io.formats.style.Styler":
-    """`readable`, colored by how far the gains are apart: blue where they agree, orange where they do not."""
-    words = readable(comparison)
-    numbers = [name for name in words if name not in ("of", "method")]
-    style = words.style.map(_color, subset=["apart"])
-    style = style.hide(axis="index").set_table_attributes('class="dataframe"')
-    style = style.set_properties(subset=numbers, **{"white-space": "nowrap"})
-    style = style.set_properties(subset=["method"], **{"min-width": "7em", "text-align": "left"})
-    return style.set_properties(subset=["of"], **{"min-width": "26em", "text-align": "left"})
+def _of_sizes(row: Row, found: str) -> str:
+    if abs(row["apart"]) <= row["apart_half"]:
+        if found == RESOLVED:
+            return AGREES
+        return (
+            f"{CANNOT_TELL}; {_enough(row)}" if found == OPEN else f"{CANNOT_TELL}: opposite sign, within both errors"
+        )
+    if found == OPPOSITE:
+        return f"{DISAGREES}: opposite sign"
+    return f"{DISAGREES}: ours is {'larger' if row['apart'] > 0 else 'smaller'}"
 
 
-def _color(apart: Any) -> str:
-    verdict = apart.partition(", ")[2]
-    return f"background-color: {_COLORS[verdict]}" if verdict in _COLORS else ""
+def _enough(row: Row) -> str:
+    n = seeds_needed(row["published_gain"], row["gain_std"], most=_MOST)
+    if n <= row["pairs"]:
+        return "a gain of the published size would probably have shown"
+    return f"about {n:,} seeds would tell" if n < _MOST else f"more than {_MOST:,} seeds would tell"
 
 
-def _in_words(row: Row) -> dict[str, str]:
-    if row["n"] > 0:
-        ours, of = _number(row["accuracy"], row["se"]), _origin(row)
-    else:
-        of = row["missing"]
-        ours = "not run yet" if of.startswith("python") else "cannot be run"
+def forest(comparison: pd.DataFrame) -> Figure:
+    """Draw the gains of a published table, in points, and ours on one axis, with the intervals of 95 % of `compare`.
+
+    A row is a method of the table.  Published gains without a spread have no bars, nor have ours of one seed; bars that
+    leave the picture are cut.  To the right stands of how many seeds (for ours: pairs) a point is.
+    """
+    figure = axes(("gain in test accuracy, points", ""))
+    entries = _entries(comparison)
+    if not entries:
+        return figure
+    named: set[str] = set()
+    for (name, has_bars), points in _grouped(entries).items():
+        figure.add_scatter(
+            x=[point["x"] for point in points],
+            y=[point["y"] for point in points],
+            error_x=bars([point["half"] for point in points], width=4) if has_bars else None,
+            customdata=[point["says"] for point in points],
+            hovertemplate="%{customdata}<extra></extra>",
+            name=name,
+            legendgroup=name,
+            showlegend=name not in named,
+            mode="markers",
+            marker={"size": 10, **points[0]["look"]},
+        )
+        named.add(name)
+    for point in entries:
+        figure.add_annotation(text=point["n"], x=1.02, y=point["y"], **_BESIDE)
+    labels = {point["row"]: point["label"] for point in entries}
+    places = {row: [point["y"] for point in entries if point["row"] == row] for row in labels}
+    middles = [sum(heights) / len(heights) for heights in places.values()]
+    figure.add_vline(x=0, line={"color": INK, "width": 1})
+    ends = entries[-1]["y"] - 0.8, entries[0]["y"] + 0.8
+    figure.update_yaxes(tickvals=middles, ticktext=list(labels.values()), range=ends, showgrid=False)
+    figure.update_xaxes(range=_range(entries), domain=(0, 0.8))
+    return figure
+
+
+_BESIDE = {"xref": "paper", "xanchor": "right", "showarrow": False, "font": {"size": 12}}
+
+
+def height(comparison: pd.DataFrame) -> int:
+    """The pixels that `forest` takes."""
+    entries = _entries(comparison)
+    return 150 + 26 * len(entries) + 14 * len({point["row"] for point in entries})
+
+
+def _entries(comparison: pd.DataFrame) -> list[Row]:
+    """The points of the picture from its top down."""
+    points = []
+    y = 0.0
+    gains = comparison[comparison["published_gain"].notna()]
+    for cell, rows in gains.groupby("cell", sort=False):
+        ours = [row for row in rows.to_dict("records") if not math.isnan(row["gain"])]
+        first = rows.iloc[0].to_dict()
+        label = _label(first)
+        of_row = [_published(first), *map(_ours, ours)]
+        for point in of_row:
+            points.append(point | {"row": cell, "label": label, "y": y})
+            y -= 1
+        y -= 0.6
+    return points
+
+
+def _published(row: Row) -> Row:
+    half = row["published_half"]
+    known = not math.isnan(half)
+    name = "published" if known else "published, no spread"
+    n = "n = 10" if row["table"].startswith("ne") else "n = 1"
+    says = f"{name}: {row['published_gain']:+.2f}" + (f" ± {half:.2f}" if known else "")
+    if known and not row["table"].startswith("ne"):
+        n = "n = ?"
+    look = {"symbol": "diamond" if known else "diamond-open", "color": INK}
+    return {"x": row["published_gain"], "half": half, "name": name, "look": look, "n": n, "says": says}
+
+
+def _ours(row: Row) -> Row:
+    kind = method(pd.Series(_cell(row)))
+    on = "" if row["ours_on"] == row["network"] else f" on {network_in_words(row['ours_on'])}"
+    name = f"{kind}, ours, {row['scale']}{on}"
+    look = {"symbol": _SYMBOLS[row["scale"]], "color": COLORS[kind]}
+    says = f"{name}: {row['gain']:+.2f} ± {row['gain_half']:.2f}; {_origin(row)}"
     return {
-        "network": row["network"],
-        "method": row["method"],
-        "published": _number(row["published"], row["published_se"]),
-        "scale": row["scale"],
-        "ours": ours,
-        "gain published": _number(row["published_gain"], row["published_gain_se"], "+"),
-        "gain ours": _number(row["gain"], row["gain_se"], "+"),
-        "apart": _apart(row),
-        "of": of,
+        "x": row["gain"],
+        "half": row["gain_half"],
+        "name": name,
+        "look": look,
+        "n": f"n = {row['pairs']}",
+        "says": says,
     }
 
 
-def _number(value: float, se: float, sign: str = "") -> str:
+def _grouped(entries: list[Row]) -> dict[tuple[str, bool], list[Row]]:
+    """The points of each name, those with an interval and those without."""
+    groups: dict[tuple[str, bool], list[Row]] = {}
+    for point in entries:
+        key = point["name"], not math.isnan(point["half"])
+        groups.setdefault(key, []).append(point)
+    return groups
+
+
+def _range(entries: list[Row]) -> tuple[float, float]:
+    """Of the axis: all points and zero, and of their bars what makes the picture three times as wide at most."""
+    points = [0.0, *(point["x"] for point in entries)]
+    room = max(points) - min(points)
+    halves = [0.0 if math.isnan(point["half"]) else point["half"] for point in entries]
+    low = min(0.0, *(point["x"] - half for point, half in zip(entries, halves, strict=True)))
+    high = max(0.0, *(point["x"] + half for point, half in zip(entries, halves, strict=True)))
+    low, high = max(low, min(points) - room), min(high, max(points) + room)
+    margin = 0.04 * (high - low)
+    return low - margin, high + margin
+
+
+def _cell(row: Row) -> Row:
+    return published.table(row["table"]).to_dict("records")[row["cell"]]
+
+
+def _label(row: Row) -> str:
+    """A row of the picture in two short lines."""
+    cell = _cell(row)
+    name = network_in_words(cell["network"])
+    if row["table"].startswith("ne"):
+        return f"{name}, α = {cell['alpha']:g}"
+    kind = "AdaSmoothOut" if cell["adaptive"] else "SmoothOut"
+    normal = ", normal" if cell["distribution"] == "normal" else ""
+    left_in = "" if cell["denoise"] else ", left in"
+    if not math.isnan(cell["epochs"]):
+        on = _DATA[cell["dataset"]] if name == "ResNet44" else name
+        setting = f"{on}, {cell['epochs']:g}{' lin.' if cell['lr_scaling'] == 'linear' else ''}"
+    elif row["table"] in ("smoothout-table1", "smoothout-table3"):
+        kind, setting = f"{name}, B = {cell['batch_size']}", _DATA[cell["dataset"]]
+    else:
+        setting = f"a = {cell['a']:g}"
+    return f"{kind}{normal}<br>{setting}{left_in}{_mark(cell)}"
+
+
+def network_in_words(name: str) -> str:
+    """Name a network as its paper does.
+
+    >>> [network_in_words(name) for name in ("smoothout-c1", "resnet44", "ne-c1-quarter")]
+    ['C1', 'ResNet44', 'ne-c1-quarter']
+    """
+    short = name.rpartition("-")[2].upper()
+    return short if re.fullmatch(r"[FC]\d", short) else _NAMES.get(name, name)
+
+
+def data_in_words(name: str) -> str:
+    """Name a data set as the papers do."""
+    return _DATA.get(name.removeprefix("folder:"), name)
+
+
+def _note(cell: Row) -> str:
+    """What of a published cell is not in the paper."""
+    return cell["source"].partition("; ")[2]
+
+
+def _mark(cell: Row) -> str:
+    return _DAGGER if _note(cell) else ""
+
+
+def show_comparison(comparison: pd.DataFrame, number: int, of: str) -> None:
+    """Display a comparison with the table `of` a paper: as figure `number` of the page, in full, and in sentences."""
+    caption = (
+        f"{of}: what each method gains in test accuracy over its baseline, as published (diamonds; open ones are "
+        "single numbers, printed without a spread) and in our runs, with intervals of 95 %. Ours are paired by seed, "
+        "and widened for the number of methods with one baseline; n counts seeds, of ours the pairs. Filled circles "
+        "are of the full scale, open marks of a smaller one. Bars that leave the picture are cut."
+    )
+    if number > 1:
+        caption = (
+            f"{of}: gains in test accuracy over the baseline, as published and in our runs; marks, intervals and n "
+            "are those of Figure 1."
+        )
+    if not _entries(comparison):
+        caption = f"{of}: no gains to draw."
+    alt = "A row for each method, with a mark for the published gain and one for each of ours, about a line at zero."
+    show(forest(comparison), number, caption=caption, alt=alt, height=height(comparison))
+    show_table(readable(comparison), f"{of}: accuracies in percent, gains in points, mean ± standard error")
+    remarks = [each for each in (*conclusions(comparison), notes(comparison)) if each]
+    say(*remarks, bullets=True)
+
+
+def sharper(comparison: pd.DataFrame, records: Iterable[Record]) -> list[str]:
+    """Say in which order the sharpness of networks without and with SmoothOut is, as published and of our records."""
+    printed = comparison.drop_duplicates("cell")["sharpness"].tolist()
+    pairs = list(zip(printed[::2], printed[1::2], strict=True))
+    lower = sum(noisy < plain for plain, noisy in pairs)
+    said = [f"As published, the sharpness is lower with SmoothOut in {counted(lower, len(pairs), 'rows')}."]
+    held = list(records)
+    for name in matching("smoothout-table1"):
+        for variety, alike in by_variety(held, name, "full").items():
+            runs = frame(alike)
+            measured = runs.dropna(subset=["sharpness"]) if "sharpness" in runs else runs.head(0)
+            for B, rows in measured.groupby("batch_size"):
+                network = network_in_words(GRIDS[name].network)
+                cutting = f", {variety.cutting}" if variety.cutting else ""
+                what = f"our sharpness of {network}, B = {B}{cutting}"
+                said.append(
+                    compared(
+                        rows, "a", "sharpness", baseline=0.0, what=what, group="a = {:g}", expected=-1, number=",.1f"
+                    )
+                )
+    return said
+
+
+def notes(comparison: pd.DataFrame) -> str:
+    """Say what of the marked rows is not in the paper; nothing if there is none."""
+    found: dict[str, list[str]] = {}
+    for row in comparison.drop_duplicates("cell").to_dict("records"):
+        cell = _cell(row)
+        if note := _note(cell):
+            found.setdefault(note, []).append(f"{cell['accuracy']:g}")
+    parts = [f"{note} (the rows of {listed(rows)} %)" for note, rows in found.items()]
+    return f"† is not all in the paper: {'; '.join(parts)}." if parts else ""
+
+
+def readable(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The table of `compare` in words: accuracies in percent with their gains in points, each ± its standard error.
+
+    ``verdict`` is that of `verdict`.  ``ours is of`` says what our number is of, or the command that runs it, or what
+    is lacking.  Where the table prints updates until convergence, with how many more these are than the baseline's, or
+    sharpness, they have columns.
+
+    >>> from nb_lib.compare import compare
+    >>> readable(compare("ne-table2", [])).loc[1, "published"]
+    '90.39 ± 0.05, gain +0.22 ± 0.07'
+    """
+    words = pd.DataFrame([_in_words(row) for row in comparison.to_dict("records")])
+    empty = [name for name in _MAYBE if (words[name] == "").all()]
+    return words.drop(columns=empty)
+
+
+_MAYBE = ("updates published", "updates ours", "sharpness published")
+
+
+def _in_words(row: Row) -> dict[str, str]:
+    ours, of = "not run yet", row["missing"]
+    if row["n"] > 0:
+        of = _origin(row)
+        ours = _with_gain(_number(row["accuracy"], row["se"]), _number(row["gain"], row["gain_se"], "+"))
+    elif not of.startswith("python"):
+        ours = "cannot be run"
+    published_gain = _number(row["published_gain"], row["published_gain_se"], "+")
+    timed = not math.isnan(row["published_updates"])
+    longer_ours = _number(row["longer"], row["longer_se"], "+,", 0)
+    longer_published = _number(row["published_longer"], row["published_longer_se"], "+,", 0)
+    updates = _number(row["updates"], row["updates_se"], ",", 0) or "none yet"
+    updates_published = _number(row["published_updates"], row["published_updates_se"], ",", 0)
+    return {
+        "method": f"{network_in_words(row['network'])}, {row['method']}{_mark(_cell(row))}",
+        "scale": row["scale"] or "none",
+        "published": _with_gain(_number(row["published"], row["published_se"]), published_gain),
+        "ours": ours,
+        "verdict": verdict(row) or ("nothing yet" if published_gain else "baseline"),
+        "updates published": _with_gain(updates_published, longer_published, "") if timed else "",
+        "updates ours": _with_gain(updates, longer_ours, "") if timed else "",
+        "sharpness published": _number(row["sharpness"], math.nan, digits=4),
+        "ours is of": of,
+    }
+
+
+def _with_gain(value: str, gain: str, called: str = "gain ") -> str:
+    return f"{value}, {called}{gain}" if gain else value
+
+
+def _number(value: float, se: float, form: str = "", digits: int = 2) -> str:
     if math.isnan(value):
         return ""
-    spread = "" if math.isnan(se) else f" ± {se:.2f}"
-    return f"{value:{sign}.2f}{spread}"
+    spread = "" if math.isnan(se) else f" ± {se:{form.strip('+')}.{digits}f}"
+    return f"{value:{form}.{digits}f}{spread}".replace("-", "−")
 
 
 def _origin(row: Row) -> str:
     """What a number of ours is of."""
     alpha = f", α = {row['alpha']:g}" if row["alpha"] > 1 else ""
     cell = f"{row['ours_on']}, B = {row['B']:g}{alpha}"
-    seeds = "1 seed" if row["n"] == 1 else f"{row['n']} seeds"
+    pairs = f", {row['pairs']} in pairs" if 0 < row["pairs"] < row["n"] else ""
     precision = "" if row["precision"] == "float32" else row["precision"]
-    words = [f"{row['scale']}: {cell}", seeds, row["dataset"], row["device"], precision, row["cutting"]]
+    words = [
+        cell,
+        seeds(row["n"]) + pairs,
+        row["dataset"],
+        row["device"],
+        precision,
+        row["cutting"],
+    ]
     return "; ".join(filter(None, words))
 
 
-def _apart(row: Row) -> str:
-    """How far the gains are apart, and the verdict on it."""
-    if math.isnan(row["gain"]):
-        return ""
-    if math.isnan(row["published_gain_se"]):
-        return "no published spread"
-    if math.isnan(row["gain_se"]):
-        return "no spread of ours"
-    z = row["z"]
-    spread = math.hypot(row["gain_se"], row["published_gain_se"])
-    if abs(z) >= _CLOSE:
-        verdict = "ours larger" if z > 0 else "ours smaller"
-    elif abs(row["published_gain"]) >= _CLOSE * spread:
-        verdict = "agree"
-    else:
-        verdict = "cannot tell"
-    return f"{z:+.1f} s.e., {verdict}"
+def conclusions(comparison: pd.DataFrame) -> list[str]:
+    """Say how well the published gains are resolved, and what ours show at full scale and below it."""
+    gains = comparison[comparison["published_gain"].notna()]
+    said = [_of_published(gains.drop_duplicates("cell"))]
+    ours = gains[gains["gain"].notna()]
+    for at, rows in (("at", ours[ours["scale"] == "full"]), ("below", ours[ours["scale"] != "full"])):
+        if len(rows):
+            said.append(f"Ours {at} full scale: {_by_verdict(rows.to_dict('records'))}.")
+    missing = gains[gains["missing"] != ""]["cell"].nunique()
+    if missing:
+        said.append(
+            f"At full scale {counted(missing, gains['cell'].nunique(), 'gains')} are not run yet, or cannot be."
+        )
+    return said
+
+
+def _of_published(rows: pd.DataFrame) -> str:
+    with_spread = rows[rows["published_half"].notna()].to_dict("records")
+    single = len(rows) - len(with_spread)
+    said = []
+    if with_spread:
+        clear = [row for row in with_spread if abs(row["published_gain"]) > row["published_half"]]
+        found = counted(len(clear), len(with_spread), "gains that are printed with a spread")
+        inside = [label(row) for row in with_spread if row not in clear]
+        but = f" (not that of {listed(inside)})" if inside and clear else ""
+        said.append(f"{found} can be told from zero by it{but}.")
+    if single:
+        found = counted(single, len(rows), "gains")
+        said.append(
+            f"{found} are printed once, without a spread: nothing says how far another run would lie from them."
+        )
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}" for sentence in said)
+
+
+def _by_verdict(rows: Iterable[Row]) -> str:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        says = verdict(row)
+        variety = f", {row['cutting']}" if row["cutting"] else ""
+        on = "" if row["ours_on"] == row["network"] else f" on {network_in_words(row['ours_on'])}"
+        size = f"{signed(row['gain'], '.2f')}"
+        found.setdefault(says.partition(";")[0], []).append(f"{label(row)}{on}{variety} ({size})")
+    return "; ".join(f"**{says}** {listed(names)}" for says, names in found.items())
+
+
+def label(row: Row) -> str:
+    """Name a row of the picture in one line."""
+    return _label(row).replace("<br>", ", ").removesuffix(_DAGGER)
+
+
+def longer(comparison: pd.DataFrame) -> list[str]:
+    """Say of how many updates more or fewer the methods took than plain SGD, as published and by ours."""
+    gains = comparison[comparison["published_longer"].notna()]
+    theirs = gains.drop_duplicates("cell").to_dict("records")
+    ours = gains[gains["longer"].notna()].to_dict("records")
+    said = [f"Updates until convergence, as published: {_by(theirs, _longer_published)}."]
+    if ours:
+        said.append(f"Ours: {_by(ours, _longer_ours)}.")
+    return said
+
+
+def _by(rows: Iterable[Row], says: Callable[[Row], tuple[str, str]]) -> str:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        kind, name = says(row)
+        found.setdefault(kind, []).append(name)
+    return "; ".join(f"{kind} {listed(names)}" for kind, names in found.items())
+
+
+def _longer_published(row: Row) -> tuple[str, str]:
+    size = f"{label(row)} ({signed(row['published_longer'], ',.0f')})"
+    if abs(row["published_longer"]) <= 2 * row["published_longer_se"]:
+        return "within two standard errors of none for", size
+    return "fewer for" if row["published_longer"] < 0 else "more for", size
+
+
+def _longer_ours(row: Row) -> tuple[str, str]:
+    expected = 1 if row["published_longer"] > 0 else -1
+    found = judge(row["longer"], row["longer_half"], row["pairs"], expected=expected)
+    direction = "fewer" if row["longer"] < 0 else "more"
+    start = {
+        RESOLVED: f"{direction} for",
+        OPPOSITE: f"**{direction}**, against the paper, for",
+        OPEN: "not resolved for",
+        TOO_FEW: "too few seeds for",
+    }[found]
+    size = f"{signed(row['longer'], ',.0f')} ± {row['longer_half']:,.0f}" if row["pairs"] > 1 else "one pair"
+    at = "full scale" if row["scale"] == "full" else f"the {row['scale']} scale"
+    return start, f"{label(row)} at {at} ({size}; {seeds(row['pairs'])})"

@@ -10,7 +10,9 @@
 import html
 import json
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -26,6 +28,7 @@ from nb_lib.page.sliders import Slider
 DIGITS = 5  # significant digits of every number in a published figure: finer than any screen
 UNSEEN = "This figure is drawn where scripts run: trust or run this notebook to see it."  # explore.js takes it away
 MAX_BYTES = 400_000  # of one published figure, so that a page stays loadable over a slow line
+_LINE = 100  # characters of a line of a title
 Draw = Callable[..., tuple[go.Figure, str]]
 Tree = dict[str, Any]  # that JSON can hold
 Path = tuple[str | int, ...]  # to a value in it
@@ -56,24 +59,28 @@ plotly.io.templates["nb"] = go.layout.Template(
 )
 
 
-def show(figure: go.Figure, *, alt: str, height: int = 420) -> None:
+def show(figure: go.Figure, number: int | str, /, *, caption: str, alt: str, height: int = 420) -> None:
     """Display `figure` as one output in several forms; each program takes the best one it knows.
 
     The built book draws the HTML with its own copy of plotly.js (`book/_assets/explore.js`), JupyterLab draws
     the plotly form live, and everything else shows `alt`: what the figure says, in words. The height is in pixels.
+    The number is that of the figure on its page, such as 3 or "7a": ``#figure-3`` in a link leads to it.
 
     Raises
     ------
     InputError
-        If `alt` is empty, or the figure is too large to publish.
+        If `alt` or `caption` is empty, or the figure is too large to publish.
     """
     content = _content(figure, height)
-    page = _page(content, alt, height)
-    forms = {"text/html": page, "application/vnd.plotly.v1+json": content, "text/plain": alt}
+    title = Title(number, caption)
+    page = _page(content, title, alt, height, f"figure-{number}")
+    forms = {"text/html": page, "application/vnd.plotly.v1+json": title.above(content), "text/plain": f"{title} {alt}"}
     display(forms, raw=True)
 
 
-def explore(draw: Draw, /, *, name: str, alt: str, height: int = 420, **sliders: Slider) -> None:
+def explore(
+    draw: Draw, number: int | str, /, *, name: str, caption: str, alt: str, height: int = 420, **sliders: Slider
+) -> None:
     """Display a figure that follows its sliders: live where a kernel runs, computed beforehand in the built book.
 
     The book holds what `draw` returns at every combination of the sliders' values, less what does not change.
@@ -83,23 +90,54 @@ def explore(draw: Draw, /, *, name: str, alt: str, height: int = 420, **sliders:
     draw
         A pure function of the parameters that `sliders` names. It returns the figure, always with the same number
         of traces, annotations and shapes, and a sentence that says what is to be seen at this setting.
+    number
+        Of the figure on its page, such as 3.
     name
-        Of the figure on its page: `#name?alpha=2` in a link goes there and sets the slider `alpha`.
+        In links: `#name?alpha=2` goes to the figure and sets the slider `alpha`.
+    caption
+        What is drawn: of what, with which intervals. What comes out is for the sentence to say.
     alt
         What the figure shows at any setting, in words; the sentence is read out with it.
 
     Raises
     ------
     InputError
-        If `alt` or a sentence is empty, the number of traces changes, or the figure is too large to publish.
+        If `alt`, `caption` or a sentence is empty, the number of traces changes, or the figure is too large to publish.
     """
     frames = _frames(draw, height, sliders)
     start = tuple(slider.first for slider in sliders.values())
-    page = _page(_compressed(frames, start), alt, height, name, sliders)
-    live = _live(draw, alt, height, sliders)
+    title = Title(number, caption)
+    page = _page(_compressed(frames, start), title, alt, height, name, sliders)
+    live = _live(draw, title, alt, height, sliders)
     widget = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}
-    forms = {"text/html": page, "application/vnd.jupyter.widget-view+json": widget, "text/plain": alt}
+    forms = {"text/html": page, "application/vnd.jupyter.widget-view+json": widget, "text/plain": f"{title} {alt}"}
     display(forms, raw=True)
+
+
+@dataclass(frozen=True)
+class Title:
+    """Number and caption of a figure."""
+
+    number: int | str
+    caption: str
+
+    def __post_init__(self) -> None:
+        if not self.caption.strip():
+            raise InputError("caption is empty: say in a sentence what is drawn.")
+
+    def __str__(self) -> str:
+        return f"Figure {self.number}. {self.caption}"
+
+    def html(self) -> str:
+        """The same for a page."""
+        return f"<b>Figure {self.number}.</b> {html.escape(self.caption)}"
+
+    def above(self, content: Tree) -> Tree:
+        """The content of a figure with the title above it, in lines that fit a notebook's column."""
+        lines = textwrap.wrap(str(self), _LINE)
+        text = "<br>".join(map(html.escape, lines))
+        layout = {**content["layout"], "title": {"text": text, "font": {"size": 14}}}
+        return {**content, "layout": layout}
 
 
 def _content(figure: go.Figure, height: int) -> Tree:
@@ -165,7 +203,7 @@ def _leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, node
 
 
-def _live(draw: Draw, alt: str, height: int, sliders: Sliders) -> ipywidgets.Widget:
+def _live(draw: Draw, title: Title, alt: str, height: int, sliders: Sliders) -> ipywidgets.Widget:
     """The figure as a widget that calls `draw` whenever a control moves."""
     controls = {parameter: slider.widget() for parameter, slider in sliders.items()}
 
@@ -194,28 +232,27 @@ def _live(draw: Draw, alt: str, height: int, sliders: Sliders) -> ipywidgets.Wid
         control.observe(redraw, "value")
     reset.on_click(restart)
     row = ipywidgets.HBox([*controls.values(), reset], layout={"flex_flow": "wrap"})
-    return ipywidgets.VBox([figure, row, say])
+    return ipywidgets.VBox([ipywidgets.HTML(title.html()), figure, row, say])
 
 
 def _paragraph(sentence: str, alt: str) -> str:
     return f'<p aria-live="polite" title="{html.escape(alt)}">{html.escape(sentence)}</p>'
 
 
-def _page(content: Tree, alt: str, height: int, name: str = "", sliders: Sliders | None = None) -> str:
+def _page(content: Tree, title: Title, alt: str, height: int, name: str, sliders: Sliders | None = None) -> str:
     """The figure as HTML that holds its own data."""
     if not alt.strip():
         raise InputError("alt is empty: say in a sentence what the figure shows to those who cannot see it.")
     alt = html.escape(alt)
-    identity = f' id="{name}"' if name else ""
     controls = _controls(sliders, content["say"]) if sliders else ""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     data = text.replace("<", r"\u003c")  # so that no text in the figure can end the script element
     page = (
-        f'<div class="nbx"{identity}>'
+        f'<figure class="nbx" id="{name}"><figcaption>{title.html()}</figcaption>'
         f'<div class="nbx-plot" role="img" aria-label="{alt}" style="--height: {height}px">'
         f'<p class="nbx-words">{UNSEEN} It shows: {alt}</p></div>'
         f"{controls}"
-        f'<script type="application/json">{data}</script></div>'
+        f'<script type="application/json">{data}</script></figure>'
     )
     size = len(page.encode())
     if size > MAX_BYTES:

@@ -1,7 +1,7 @@
-"""Means over seeds with their uncertainty, and paired comparisons: what may be said of a difference, and what not."""
+"""Means over seeds with their uncertainty, and paired comparisons; `verdicts` says in words what they show."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from scipy import stats
 
 Array = np.ndarray
 LEVEL = 0.95
-NOTHING = "nothing to compare with yet"  # what is said if there is no baseline, or nothing else
 
 
 def summarize(frame: DataFrame, by: str | Sequence[str], value: str, *, level: float = LEVEL) -> DataFrame:
@@ -47,8 +46,9 @@ def with_error(groups: Any, *, scale: float = 1, digits: int = 2) -> Series:
 def paired(frame: DataFrame, by: str, value: str, *, baseline: float | str) -> DataFrame:
     """Difference of `value` to the group `baseline`, seed by seed: runs of one seed share their start.
 
-    One row a group other than the baseline: `by`, ``difference`` (mean over seeds), ``half`` (of its 95 % confidence
-    interval), ``n`` and ``clear``: whether this interval, widened for the comparisons (Bonferroni), excludes 0.
+    One row a group other than the baseline: `by`, ``difference`` (mean over seeds), ``half`` (of its interval of 95 %,
+    widened for the number of comparisons: Bonferroni), ``std`` (of the difference), ``n``, ``agree`` (seeds in which
+    it has the sign of the mean) and ``clear``: whether the interval excludes 0.
     """
     by_seed = frame.pivot_table(index="seed", columns=by, values=value)
     others = by_seed.drop(columns=baseline)
@@ -56,71 +56,21 @@ def paired(frame: DataFrame, by: str, value: str, *, baseline: float | str) -> D
     n = differences.count()
     mean = differences.mean()
     std = differences.std()
-    half = _half_width(std, n, LEVEL)
     comparisons = max(1, others.shape[1])
-    strict_level = 1 - (1 - LEVEL) / comparisons
-    strict_half = _half_width(std, n, strict_level)
-    clear = mean.abs() > strict_half
-    columns = {"difference": mean, "half": half, "n": n, "clear": clear}
+    level = 1 - (1 - LEVEL) / comparisons
+    half = _half_width(std, n, level)
+    same_sign = np.sign(differences) == np.sign(mean)
+    columns = {
+        "difference": mean,
+        "half": half,
+        "std": std,
+        "n": n,
+        "agree": same_sign.sum(),
+        "clear": mean.abs() > half,
+    }
     table = DataFrame(columns)
     table = table.rename_axis(by)
     return table.reset_index()
-
-
-def in_words(
-    frame: DataFrame,
-    by: str,
-    value: str,
-    *,
-    baseline: float | str,
-    label: str,
-    number: str = "+.2g",
-    scale: float = 1,
-    unit: str = "",
-) -> str:
-    """Say how `value` differs from the group `baseline` (see `paired`), a line for each other group.
-
-    A line begins with `label`, in which the group's value takes the place of the braces; `number` is the format of the
-    differences, with their sign, and `scale` and `unit` are theirs, such as 100 and ``"points"``.  Where the baseline
-    or another group is missing, it says `NOTHING`.
-
-    >>> rows = DataFrame({"seed": [0, 1, 0, 1], "a": [0, 0, 1, 1], "loss": [1.0, 2.0, 3.0, 4.5]})
-    >>> print(in_words(rows, "a", "loss", baseline=0, label="a = {}:"))
-    a = 1: +2.2 ± 3.2, within the noise (2 seeds)
-    """
-    lines = []
-    unsigned = number.lstrip("+")
-    groups = set(frame[by])
-    if baseline not in groups or len(groups) == 1:
-        return NOTHING
-    table = paired(frame, by, value, baseline=baseline)
-    for row in table.to_dict("records"):
-        start = label.format(row[by])
-        difference = scale * row["difference"]
-        half = scale * row["half"]
-        judged = "clear" if row["clear"] else "within the noise"
-        n = row["n"]
-        if n > 1:
-            size = f"{difference:{number}} ± {half:{unsigned}} {unit}".rstrip()
-            line = f"{start} {size}, {judged} ({n} seeds)"
-        elif n == 1:
-            size = f"{difference:{number}} {unit}".rstrip()
-            line = f"{start} {size}, without an interval (1 seed)"
-        else:
-            line = f"{start} has no seed in common with {baseline}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def verdict(frame: DataFrame, by: str, *, symbol: str, baseline: float) -> str:
-    """Say in words how test accuracy and test loss differ from the group `baseline`, a line each; see `in_words`."""
-    say = partial(in_words, frame, by, baseline=baseline, number="+.3f")
-    groups = f"{symbol} = {{:g}} against {baseline:g}:"
-    of_accuracy = f"test accuracy, {groups}"
-    of_loss = f"test loss, {groups}"
-    accuracy = say("test_accuracy", label=of_accuracy, scale=100, unit="points")
-    loss = say("test_loss", label=of_loss, unit="nats")
-    return accuracy if accuracy == loss else f"{accuracy}\n{loss}"
 
 
 def share(inside: Array) -> Array:

@@ -1,35 +1,29 @@
 """The methods of one experiment beside each other: their accuracies, and what each gains over one of them."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import pandas as pd
 
-from nb_lib.page.intervals import in_words, with_error
+from nb_lib.page.intervals import with_error
+from nb_lib.page.tables import show_table
+from nb_lib.page.verdicts import compared, say
 from nb_lib.papers import method_in_words
 
 #: What differs between rows of a published table beside the method; methods are compared where it is the same.
 SETTING = ["batch_size", "epochs_limit", "lr_scaling"]
 
 
-def show_methods(results: pd.DataFrame, over: str = "baseline") -> None:
-    """Print accuracies of all methods, and below them what they gain `over` one of them, for each setting.
+def show_methods(results: pd.DataFrame, over: str = "baseline", *, expected: int = 0) -> None:
+    """Show accuracies of all methods, and say what they gain `over` one of them, for each setting.
 
-    `results` are of one experiment and variety, as from `experiments.varieties`.
+    `results` are of one experiment and variety, as from `experiments.varieties`; `expected` is the sign of the gain
+    that is claimed, if any.
     """
     for setting, rows in by_setting(results):
-        table = scores(rows)
-        print(f"\n{setting}: test accuracy, percent")
-        print(table.to_string())
         diverged = sum(rows["status"] == "diverged")
-        if diverged:
-            print(f"{diverged} of {len(rows)} runs diverged")
-        if over not in table.index:
-            print(f"{over} is not run yet: nothing to compare with")
-        elif len(table) > 1:
-            print(f"best test accuracy, less that of {over} with the same seed:")
-            print(gains(rows, over))
-    print()
+        note = f"; {diverged} of {len(rows)} runs diverged" if diverged else ""
+        show_table(scores(rows), f"{setting}: test accuracy, percent, mean ± standard error{note}")
+        say(gains(rows, over, expected))
 
 
 def by_setting(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -58,13 +52,19 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
     final = with_error(cells["test_accuracy"], scale=100)
     seeds = cells["seed"].nunique()
     table = pd.DataFrame({"best": best, "final": final, "seeds": seeds})
-    return table.rename_axis(None)
+    return table.rename_axis("method")
 
 
-def gains(rows: pd.DataFrame, over: str) -> str:
-    """Say what each method gains over another in best test accuracy, paired by seed, a line each (see `in_words`)."""
-    methods = rows["method"].unique()
-    width = max(map(len, methods))
-    label = f"{{:{width}}} "
-    say = partial(in_words, number="+.2f", scale=100, unit="points")
-    return say(rows, "method", "best_test_accuracy", baseline=over, label=label)
+def gains(rows: pd.DataFrame, over: str, expected: int = 0) -> str:
+    """Say what each method gains over another in best test accuracy, paired by seed (see `verdicts.compared`)."""
+    return compared(
+        rows,
+        "method",
+        "best_test_accuracy",
+        baseline=over,
+        what="best test accuracy",
+        unit="points",
+        scale=100,
+        number=".2f",
+        expected=expected,
+    )

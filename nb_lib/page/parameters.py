@@ -207,6 +207,7 @@ RULES: dict[str, Rule] = {
     "train_size": optional(whole(10)),
     "gradient_noise.train_size": optional(whole(40, 4000)),
     "epochs": optional(whole(1)),
+    "same_or_different.epochs": whole(1),
     "batch_size": whole(1),
     "batch_sizes": several(whole(1)),
     "sharpness.batch_sizes": several(whole(1), 2),
@@ -238,6 +239,7 @@ RULES: dict[str, Rule] = {
     "budget": optional(number(0, 1e9)),
     "scheduler": optional(_address),
     "stores": several(_path),
+    "profiles": _path,
     "select": one_of(("test", "validation")),
     # toys
     "seed": whole(0),

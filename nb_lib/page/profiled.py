@@ -7,34 +7,34 @@ import numpy as np
 import pandas as pd
 
 from nb_lib.lab.recorded import Variety, all_of, by_variety, command
-from nb_lib.page.experiments import described, wrapped
-from nb_lib.page.intervals import NOTHING, in_words, paired, with_error
+from nb_lib.page.experiments import announce, not_run_yet
+from nb_lib.page.intervals import with_error
 from nb_lib.page.run_figures import with_method
+from nb_lib.page.tables import show_table
+from nb_lib.page.verdicts import compared, say
 from nb_lib.profiles import Profile, load_profiles, table
 
 _FIELDS = ["method", "batch_size", "data", "seed"]
+_DATA = {"train": "Training", "test": "Test"}
 _IN_WORDS = {"method": "{}", "batch_size": "B = {}"}  # how a group of networks is called
 
 
 def profiled(path: str | Path, name: str, scale: str) -> Iterator[pd.DataFrame]:
-    """Print what profiles a file has of an experiment's networks, and yield the curves of each variety of the data.
+    """Say what profiles a file has of an experiment's networks, and yield the curves of each variety of the data.
 
-    The columns are those of `profiles.table`.  Where there is none, the commands that make them are printed; so it is
+    The columns are those of `profiles.table`.  Where there is none, the commands that make them are shown; so it is
     if there is no file.
     """
     path = Path(path)
     profiles = load_profiles(path) if path.exists() else []
-    heading = described(name, scale)
     found = by_variety(profiles, name, scale)
     if not found:
-        train = command(name, scale)
+        train = f"{command(name, scale)} --keep-weights"
         into = str(path).removeprefix("../")  # as from the folder above the notebooks
-        print(f"{heading} is not run yet:")
-        print(f"{train} --keep-weights")
-        print(f"python -m nb_lib profile {name} --scale {scale} --store results/ --into {into}")
+        measure = f"python -m nb_lib profile {name} --scale {scale} --store results/ --into {into}"
+        not_run_yet(name, scale, train, measure)
     for variety, alike in found.items():
-        origin = _origin(variety, alike)
-        print(f"{heading}:\n{wrapped(origin)}")
+        announce(name, scale, _origin(variety, alike))
         yield table(alike)
 
 
@@ -58,8 +58,13 @@ def rises(curves: pd.DataFrame, curve: str, at: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_FIELDS, "loss", "rise"])
 
 
-def show_rises(curves: pd.DataFrame, curve: str, at: float, *, by: str, baseline: float | str) -> None:
-    """Print what `rises` of each group, "method" or "batch_size", and how that differs from the group `baseline`."""
+def show_rises(
+    curves: pd.DataFrame, curve: str, at: float, *, by: str, baseline: float | str, expected: int = 0
+) -> None:
+    """Show `rises` of each group, "method" or "batch_size", and say how they differ from those of the group `baseline`.
+
+    `expected` is the sign of that difference which is claimed, if any.
+    """
     place = f"a = {at:g}" if curve == "noise" else f"x = ±{at:g}"
     found = rises(curves, curve, at)
     for data in ("train", "test"):
@@ -69,35 +74,21 @@ def show_rises(curves: pd.DataFrame, curve: str, at: float, *, by: str, baseline
         loss = with_error(cells["loss"], digits=3)
         rise = with_error(cells["rise"], digits=3)
         seeds = cells["seed"].nunique()
-        columns = {"loss": loss, f"rise to {place}": rise, "seeds": seeds}
-        summary = pd.DataFrame(columns)
-        compared = flatter(rows, by, baseline)
-        print(f"\n{data} loss, nats")
-        print(summary.to_string())
-        print(compared)
-    print()
-
-
-def flatter(rows: pd.DataFrame, by: str, baseline: float | str) -> str:
-    """Say how the rise of each group differs from that of `baseline`, paired by seed, and which is clearly flatter."""
-    label = _IN_WORDS[by]
-    plain = label.format(baseline)
-    start = f"rise of {label} less that of {plain}:"
-    said = in_words(rows, by, "rise", baseline=baseline, label=start, number="+.3f", unit="nats")
-    lines = [said]
-    if said == NOTHING:
-        return said
-    differences = paired(rows, by, "rise", baseline=baseline)
-    for found in differences.to_dict("records"):
-        other = label.format(found[by])
-        if not found["clear"]:
-            line = f"which of {plain} and {other} is flatter is not shown"
-        elif found["difference"] < 0:
-            line = f"{other} is flatter than {plain}"
-        else:
-            line = f"{plain} is flatter than {other}"
-        lines.append(line)
-    return "\n".join(lines)
+        columns = {"loss at the weights": loss, f"rise to {place}": rise, "seeds": seeds}
+        table_ = pd.DataFrame(columns).rename_axis({"batch_size": "B"}.get(by, by))
+        show_table(table_, f"{_DATA[data]} loss, nats, mean ± standard error")
+        sentence = compared(
+            rows,
+            by,
+            "rise",
+            baseline=baseline,
+            what=f"rise of the {_DATA[data].lower()} loss to {place}",
+            group=_IN_WORDS[by],
+            unit="nats",
+            number=".3f",
+            expected=expected,
+        )
+        say(sentence)
 
 
 def _origin(variety: Variety, profiles: list[Profile]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
@@ -74,9 +75,26 @@ def routes(frame: pd.DataFrame, *, x: str, titles: tuple[str, str], level: float
     if not frame.empty:
         _add_route(figure, frame[frame["alpha"] == 1], x, "batch_size", "smaller B at α = 1", level)
         _add_route(figure, frame[frame["batch_size"] == largest], x, "alpha", f"larger α at B = {largest:g}", level)
-    places = frame.groupby(["batch_size", "alpha"])[x].mean()
-    if places.max() > 5 * places.min():
-        figure.update_xaxes(type="log", dtick="D2")
+    _spread(figure, frame, x)
+    return _noted(figure)
+
+
+def cells(
+    frame: pd.DataFrame, *, x: str, y: str, titles: tuple[str, str], scale: float = 1, joined: bool = True
+) -> Figure:
+    """Mean of `y` against that of `x` for each batch size and α: a marker an α, the color of SGD or NE.
+
+    Points are means over seeds, with intervals along both axes; those of one α may be joined, in the order of `x`.
+    """
+    figure = axes(titles)
+    for rank, alpha in enumerate(sorted(frame["alpha"].unique())):
+        rows = frame[frame["alpha"] == alpha]
+        color = "NE" if alpha > 1 else "SGD"
+        points = _both_ways(rows, "batch_size", x, y, scale).sort_values("x")
+        name = f"NE, α = {alpha:g}" if alpha > 1 else "plain SGD"
+        _add_both_ways(figure, points, f"{name} ({seeds(points['n'].min())})", color, rank)
+    figure.update_traces(mode="lines+markers" if joined else "markers", line={"width": 1})
+    _spread(figure, frame, x)
     return _noted(figure)
 
 
@@ -147,6 +165,17 @@ def seeds(n: int) -> str:
     return "1 seed" if n == 1 else f"{n} seeds"
 
 
+def _spread(figure: Figure, frame: pd.DataFrame, x: str) -> None:
+    """Make the x-axis logarithmic if the means of the cells differ much; plotly would abbreviate its numbers."""
+    places = frame.groupby(["batch_size", "alpha"])[x].mean().to_numpy(float)
+    if not len(places) or not 0 < 5 * places.min() < places.max():
+        return
+    lowest, highest = np.floor(np.log10([places.min(), places.max()])).astype(int)
+    ticks = [first * 10.0**power for power in range(lowest, highest + 2) for first in (1, 2, 5)]
+    words = [f"{tick:g}" if tick < 1000 else f"{tick / 1000:g}k" for tick in ticks]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=words)
+
+
 def _noted(figure: Figure) -> Figure:
     """Say in a figure without lines that there are none."""
     if not figure.data:
@@ -165,20 +194,26 @@ def _add_mean_and_band(figure: Figure, rows: pd.DataFrame, x: str, y: str, name:
 
 
 def _add_route(figure: Figure, frame: pd.DataFrame, x: str, by: str, name: str, level: float) -> None:
-    across = summarize(frame, by, x, level=level)
-    up = summarize(frame, by, "test_accuracy", level=level)
+    points = _both_ways(frame, by, x, "test_accuracy", 100, level)
     if by == "batch_size":
         color, rank, symbol, position = "SGD", 0, "B", "bottom center"
     else:
         color, rank, symbol, position = "NE", 1, "α", "top center"
-    figure.add_scatter(
-        x=across["mean"],
-        y=100 * up["mean"],
-        error_x=bars(across["half"].fillna(0), thickness=1, width=4),
-        error_y=bars(100 * up["half"].fillna(0), thickness=1, width=4),
-        text=[f"{symbol} = {value:g}" for value in across[by]],
-        textposition=position,
-        mode="lines+markers+text",
-        name=f"{name} ({seeds(up['n'].min())})",
-        **look(COLORS[color], rank),
-    )
+    words = [f"{symbol} = {value:g}" for value in points[by]]
+    _add_both_ways(figure, points, f"{name} ({seeds(points['n'].min())})", color, rank)
+    figure.data[-1].update(mode="lines+markers+text", text=words, textposition=position)
+
+
+def _both_ways(frame: pd.DataFrame, by: str, x: str, y: str, scale: float, level: float = 0.95) -> pd.DataFrame:
+    """Means and intervals of `x` and of `y` (times `scale`) in each group."""
+    across = summarize(frame, by, x, level=level)
+    up = summarize(frame, by, y, level=level)
+    columns = {by: up[by], "x": across["mean"], "x_half": across["half"], "n": up["n"]}
+    return pd.DataFrame({**columns, "y": scale * up["mean"], "y_half": scale * up["half"]}).fillna(0)
+
+
+def _add_both_ways(figure: Figure, points: pd.DataFrame, name: str, color: str, rank: int) -> None:
+    error_x = bars(points["x_half"], thickness=1, width=4)
+    error_y = bars(points["y_half"], thickness=1, width=4)
+    style = look(COLORS[color], rank)
+    figure.add_scatter(x=points["x"], y=points["y"], error_x=error_x, error_y=error_y, name=name, **style)
