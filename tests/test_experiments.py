@@ -153,7 +153,7 @@ def test_the_best_are_shown_with_gains_that_are_paired(page):
     show_best(enhanced_runs(SCORES, UPDATES))
     table, said = page
     assert "10, test and validation" in table
-    assert "not resolved with α = 1.5 (+0.00 ± 0.00 points; " in said
+    assert "the same with α = 1.5 (+0.00 ± 0.00 points; " in said
     assert "**higher**, against the claim, with α = 1.5 (+100 ± 0; 4 of 4 seeds)" in said
 
 
