@@ -31,7 +31,7 @@ NAMES = {
     "hessian_trace": "trace of the Hessian of the training loss",
     "hessian_trace_error": "its standard error",
     "top_eigenvalue": "largest eigenvalue of that Hessian",
-    "gradient_trace": "tr S: variance of the gradients of single training samples",
+    "gradient_trace": "variance of the gradients of single training samples, tr S",
 }
 
 

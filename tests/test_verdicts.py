@@ -152,6 +152,12 @@ def test_a_table_has_the_index_formats_and_a_caption(table):
     assert forms["text/plain"].startswith("Losses\n")
 
 
+def test_a_minus_is_no_hyphen(table):
+    cells = {"a": [-0.5], "b": ["-1.2 (0.3), 1e-15"], "c": ["sweep ne-f1 --scale 2026-11-27"]}
+    text = table(pd.DataFrame(cells), formats={"": "{:.1f}"})["text/html"]
+    assert re.findall(r"</span>([^<]*)</td>", text) == ["−0.5", "−1.2 (0.3), 1e−15", "sweep ne-f1 --scale 2026-11-27"]
+
+
 def test_what_is_not_known_is_empty_and_wide_tables_are_marked(table):
     forms = table(pd.DataFrame([[math.nan, None, 1.0, 2, "a", "b"]], columns=list("uvwxyz")))
     assert "nan" not in forms["text/html"].lower()

@@ -1,6 +1,7 @@
 """Tables of a page: a frame as HTML that a phone can show, and as text elsewhere."""
 
 import html
+import re
 from collections.abc import Mapping
 
 import pandas as pd
@@ -33,7 +34,7 @@ def _cell(value: object, each: str) -> str:
     if value is None or value != value:  # as NaN alone is not
         return ""
     text = each.format(value) if isinstance(value, float) else str(value)
-    return text.replace("-", "−") if isinstance(value, int | float) else text
+    return re.sub(r"(?<![\w.])-(?=\d)|(?<=\de)-", "−", text)  # of numbers, in exponents too
 
 
 def _page(words: pd.DataFrame, caption: str) -> str:
