@@ -34,14 +34,10 @@ def test_valid_with_cell_ids_and_the_plain_kernel(notebook):
     assert "widgets" not in notebook.metadata
 
 
-def test_no_outputs_but_the_checked_ones(notebook):
-    checked = code_cells(notebook, "nbval-check-output")
+def test_no_outputs_are_kept(notebook):
     for cell in code_cells(notebook):
-        if cell in checked:
-            assert cell.outputs, f"nothing to compare with: {cell.source!r}"
-        else:
-            assert not cell.outputs, f"strip the output of {cell.source!r}"
-            assert cell.execution_count is None, f"strip the execution count of {cell.source!r}"
+        assert not cell.outputs, f"strip the output of {cell.source!r}"
+        assert cell.execution_count is None, f"strip the execution count of {cell.source!r}"
 
 
 def test_one_cell_of_literal_commented_parameters(notebook):
