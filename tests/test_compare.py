@@ -12,7 +12,8 @@ from nb_lib.errors import InputError
 from nb_lib.lab.recorded import command, recorded
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore, frame, load_records, write_lines
-from nb_lib.page.comparison import conclusions, forest, longer, notes, readable, sharper, show_comparison, verdict
+from nb_lib.page.comparison import conclusions, longer, notes, readable, sharper, verdict
+from nb_lib.page.forest import forest, show_comparison
 from nb_lib.papers import TABLES, grid
 
 

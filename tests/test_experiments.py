@@ -52,7 +52,7 @@ def records():
 def page(monkeypatch):
     """What a page shows, in words, as a list that grows."""
     shown: list[str] = []
-    monkeypatch.setattr("nb_lib.page.verdicts.display", lambda sentence: shown.append(sentence.data))
+    monkeypatch.setattr("IPython.display.display", lambda sentence: shown.append(sentence.data))
     monkeypatch.setattr("nb_lib.page.tables.display", lambda forms, raw: shown.append(forms["text/plain"]))
     return shown
 

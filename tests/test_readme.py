@@ -114,7 +114,7 @@ def test_the_experiments_commands_run(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "ne-fig3-c2" in out
     assert "9 runs: 9 trained now, 0 were stored; 9 converged." in out
-    assert re.search(r"ne-f1 .*90\.17 ± 0\.04.*tiny: digits-mlp", out)
+    assert re.search(r"F1, α = 1, B = 900 +tiny +90\.17 ± 0\.04 .*digits-mlp", out)
     assert "digits_mlp.jsonl: 9 records" in out
     assert main(["merge", str(tmp_path / "store"), "--into", str(tmp_path / "records.jsonl")]) == 0
     assert "records.jsonl: 9 records" in capsys.readouterr().out

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from nb_lib.errors import InputError
-from nb_lib.page import verdicts
 from nb_lib.page.tables import show_table
 from nb_lib.page.verdicts import NOTHING, OPEN, OPPOSITE, RESOLVED, TOO_FEW, compared, judge, say, seeds_needed
 
@@ -121,7 +120,7 @@ def test_seeds_have_no_sign_an_end_and_a_gain():
 
 def test_sentences_are_prose_of_the_page(monkeypatch):
     shown = []
-    monkeypatch.setattr(verdicts, "display", shown.append)
+    monkeypatch.setattr("IPython.display.display", shown.append)
     say("One.", "Two.")
     say("One.", "Two.", bullets=True)
     assert [each.data for each in shown] == ["One. Two.", "- One.\n- Two."]

@@ -22,8 +22,7 @@ from nb_lib.page.comparison import data_in_words, label, network_in_words
 from nb_lib.page.intervals import paired
 from nb_lib.page.methods import SETTING, by_setting
 from nb_lib.page.profiled import rises
-from nb_lib.page.run_figures import seeds
-from nb_lib.page.verdicts import OPEN, OPPOSITE, RESOLVED, TOO_FEW, judge, listed, signed
+from nb_lib.page.verdicts import OPEN, OPPOSITE, RESOLVED, TOO_FEW, judge, listed, seeds, signed
 from nb_lib.profiles import Profile, table
 from nb_lib.protocols import SCALES
 

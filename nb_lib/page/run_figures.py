@@ -13,6 +13,7 @@ from plotly.graph_objects import Figure
 
 from nb_lib.page.figures import COLORS, add_band, add_joined_points, axes, bars, look
 from nb_lib.page.intervals import summarize
+from nb_lib.page.verdicts import seeds
 
 
 def add_means(
@@ -158,11 +159,6 @@ def method(row: "pd.Series[Any]") -> str:
     if row["a"] > 0:
         return "AdaSmoothOut" if row["adaptive"] else "SmoothOut"
     return "SGD"
-
-
-def seeds(n: int) -> str:
-    """Say how many."""
-    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def _spread(figure: Figure, frame: pd.DataFrame, x: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from IPython.display import Markdown, display
 from pandas import DataFrame
 from scipy import stats
 
@@ -22,6 +21,8 @@ NOTHING = "There is nothing to compare with yet."
 
 def say(*sentences: str, bullets: bool = False) -> None:
     """Display sentences as prose of the page: a paragraph, or one list item each."""
+    from IPython.display import Markdown, display  # which machines without Jupyter, that print comparisons, lack
+
     text = "\n".join(f"- {sentence}" for sentence in sentences) if bullets else " ".join(sentences)
     display(Markdown(text))
 
@@ -103,8 +104,8 @@ def _size(row: Mapping[Any, Any], scale: float, number: str, unit: str) -> str:
     size = signed(scale * row["difference"], number)
     if n > 1:
         size = f"{size} ± {scale * row['half']:{number}}"
-    seeds = f"{row['agree']} of {n} seeds" if n > 1 else "1 seed"
-    return f"{size} {unit}".rstrip() + f"; {seeds}"
+    agreeing = f"{row['agree']} of {seeds(n)}" if n > 1 else seeds(n)
+    return f"{size} {unit}".rstrip() + f"; {agreeing}"
 
 
 def signed(value: float, number: str = ".2g") -> str:
@@ -124,6 +125,11 @@ def listed(names: Iterable[str], nothing: str = "none") -> str:
     """
     *first, last = list(names) or [nothing]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def seeds(n: int) -> str:
+    """Say how many."""
+    return "1 seed" if n == 1 else f"{n} seeds"
 
 
 def counted(k: int, n: int, things: str) -> str:
