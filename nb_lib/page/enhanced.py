@@ -21,6 +21,7 @@ from nb_lib.page.verdicts import (
     judge,
     listed,
     say,
+    seeds,
     seeds_needed,
     signed,
 )
@@ -219,6 +220,4 @@ def _with_error(mean: float, error: float, number: str = ".2f", sign: str = "") 
 
 def _seeds(numbers: "pd.Series | list[int]") -> str:
     least, most = min(numbers), max(numbers)
-    if least == most:
-        return "1 seed" if most == 1 else f"{most} seeds"
-    return f"{least} to {most} seeds"
+    return seeds(most) if least == most else f"{least} to {most} seeds"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nb_lib.page.intervals import paired, with_error
 from nb_lib.page.tables import show_table
-from nb_lib.page.verdicts import NOTHING, OPEN, OPPOSITE, RESOLVED, TOO_FEW, compared, judge, listed, signed
+from nb_lib.page.verdicts import NOTHING, OPEN, OPPOSITE, RESOLVED, TOO_FEW, compared, judge, listed, seeds, signed
 
 #: The measures of sharpness of a record that was trained with them, in words.
 MEASURES = {
@@ -47,7 +47,7 @@ def show_measures(results: pd.DataFrame, names: list[str]) -> None:
         measured = rows.dropna(subset=names)
         mean, error = measured[names].mean(), measured[names].sem()
         cells = [_short(m) if np.isnan(e) else f"{_short(m)} ± {_short(e)}" for m, e in zip(mean, error, strict=True)]
-        parts[f"B = {B:,}, a = {a:g} ({len(measured)} {'seed' if len(measured) == 1 else 'seeds'})"] = cells
+        parts[f"B = {B:,}, a = {a:g} ({seeds(len(measured))})"] = cells
     table = pd.DataFrame(parts, index=pd.Index([MEASURES[name] for name in names], name="measure"))
     show_table(table, "Measures of sharpness, mean ± standard error")
 
@@ -132,9 +132,9 @@ def _number(logarithm: float) -> str:
 
 def _seeds(row: Mapping[Any, Any]) -> str:
     n = int(row["n"])
-    if n == 1:
-        return "1 seed"
-    return f"{row['agree']:.0f} of {n} seeds" if n else "no seed in common"
+    if n < 2:
+        return seeds(n) if n else "no seed in common"
+    return f"{row['agree']:.0f} of {seeds(n)}"
 
 
 def _large_against_small(plain: pd.DataFrame) -> list[str]:
