@@ -126,6 +126,18 @@ def test_gains_are_judged_by_sign_and_what_is_not_run_is_remembered(gain, expect
     assert "at full scale: F1, α = 1.5 (" in found.says
 
 
+def test_one_run_of_another_network_neither_confirms_nor_contradicts():
+    claim = next(one for one in CLAIMS if one.get("gains") == "ne-table2" and "value" not in one)
+    records = trained("ne-table2-f1", lambda run: 0.9 + wobble(run) + 0.01 * (run.alpha > 1))
+    for loss in (-0.05, 0.05):
+        pair = trained("ne-table2-c1", lambda run, loss=loss: 0.8 - loss * (run.alpha > 1))
+        single = [record for record in pair if record.run.seed == 0]
+        found = judged(claim, Evidence([*records, *single]))
+        assert found.verdict == PARTLY
+        assert "too few seeds at full scale: C1" in found.says
+        assert judged(claim, Evidence(single)).verdict == CANNOT_TELL
+
+
 def test_two_seeds_tell_nothing_and_a_smaller_scale_with_more_is_taken():
     claim = next(one for one in CLAIMS if one.get("gains") == "ne-table2" and "value" not in one)
     few = trained("ne-table2-f1", lambda run: 0.9 + wobble(run) + 0.01 * (run.alpha > 1), seeds=2)

@@ -81,7 +81,8 @@ def judged(claim: Claim, evidence: Evidence) -> Judged:
     - ``profiles``: experiments, in whose profiles `profiled.rises` of ``curve`` to ``at`` is so compared;
 
     with ``sign``, that of the difference which is claimed.  It is confirmed if every comparison is resolved with that
-    sign, each at the largest scale that has enough seeds; one that is resolved the other way contradicts it.
+    sign, each at the largest scale that has enough seeds ("where run" if others are missing, or of too few seeds); one
+    that is resolved the other way contradicts it.
 
     >>> judged({"verdict": "corrected", "says": "A sign."}, Evidence([])).verdict
     'corrected'
@@ -96,12 +97,14 @@ def judged(claim: Claim, evidence: Evidence) -> Judged:
 
 
 def _verdict(kinds: list[str], *, everything: bool) -> str:
+    """What comparisons show together; those of too few seeds neither confirm nor contradict."""
+    enough = [kind for kind in kinds if kind != TOO_FEW]
     if not kinds:
         return NOT_RUN
-    if OPPOSITE in kinds:
+    if OPPOSITE in enough:
         return DISAGREES
-    if set(kinds) == {RESOLVED}:
-        return CONFIRMED if everything else PARTLY
+    if set(enough) == {RESOLVED}:
+        return CONFIRMED if everything and enough == kinds else PARTLY
     return CANNOT_TELL
 
 
