@@ -30,14 +30,14 @@ class Dip(NamedTuple):
 
 @dataclass(frozen=True)
 class Landscape:
-    """L(w) = offset + Σ_i [k_i w_i²/2 + R (1 − cos ω w_i)] − Σ_j A_j Π_i exp(−(w_i − μ_ji)²/(2 σ_ji²)).
+    """L(w) = offset + Σ_i [h_i w_i²/2 + R (1 − cos ω w_i)] − Σ_j A_j Π_i exp(−(w_i − μ_ji)²/(2 b_ji²)).
 
     Parameters
     ----------
     curvatures : tuple of 1 or 2 floats
-        k_i of the bowl, 1/weight²; their number is the dimension.
+        h_i of the bowl, 1/weight²; their number is the dimension.
     dips : tuple of Dip
-        Depth A_j, center μ_j, width σ_j > 0.
+        Depth A_j, center μ_j, width b_j > 0.
     amplitude, frequency : float
         R and ω of the ripple.
 
@@ -46,7 +46,7 @@ class Landscape:
     >>> bowl = Landscape((3.0,))
     >>> float(bowl(2.0)), float(bowl.gradient(2.0)), float(bowl.curvature(2.0))
     (6.0, 6.0, 3.0)
-    >>> float(bowl(2.0, a=1.0))  # smoothed: + k/2 times a²/3, the variance of U(−a, a)
+    >>> float(bowl(2.0, a=1.0))  # smoothed: + h/2 times a²/3, the variance of U(−a, a)
     6.5
     """
 
@@ -130,7 +130,7 @@ class Landscape:
         return total[()]
 
     def _bowl_and_ripple(self, i: int, x: Array, order: int, a: float, distribution: str) -> Array:
-        """Derivative of the given order of E [k_i (x + θ)²/2 + R (1 − cos ω (x + θ))]."""
+        """Derivative of the given order of E [h_i (x + θ)²/2 + R (1 − cos ω (x + θ))]."""
         k = self.curvatures[i]
         omega = self.frequency
         phase = omega * x

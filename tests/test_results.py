@@ -51,10 +51,11 @@ def test_differences_are_paired_by_seed(table):
         low, high = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / 2)  # of two comparisons
         assert found.difference[alpha] == pytest.approx((low + high) / 2)
         assert found.half[alpha] == pytest.approx((high - low) / 2)
-        assert found.clear[alpha] == (stats.ttest_rel(a, b).pvalue < 0.05 / 2)
+        clear = abs(found.difference[alpha]) > found.half[alpha]
+        assert clear == (stats.ttest_rel(a, b).pvalue < 0.05 / 2)
         assert found["std"][alpha] == pytest.approx(np.std(a - b, ddof=1))
         assert found["agree"][alpha] == np.sum((a - b) * (a - b).mean() > 0)
-    assert found.clear.tolist() == [False, True]
+    assert (found.difference.abs() > found.half).tolist() == [False, True]
 
 
 def test_seeds_missing_from_one_side_do_not_enter(table):

@@ -287,7 +287,6 @@ def counts(verdicts: Iterable[Judged]) -> str:
     return f"Of {len(given)} claims: {'; '.join(parts)}."
 
 
-_FULL = ("full",)
 _ON_RECORDS = (CONFIRMED, PARTLY, DISAGREES, CANNOT_TELL)
 _OF_SEVERAL = {
     DISAGREES: "that our runs contradict",

@@ -47,8 +47,8 @@ def paired(frame: DataFrame, by: str, value: str, *, baseline: float | str) -> D
     """Difference of `value` to the group `baseline`, seed by seed: runs of one seed share their start.
 
     One row a group other than the baseline: `by`, ``difference`` (mean over seeds), ``half`` (of its interval of 95 %,
-    widened for the number of comparisons: Bonferroni), ``std`` (of the difference), ``n``, ``agree`` (seeds in which
-    it has the sign of the mean) and ``clear``: whether the interval excludes 0.
+    widened for the number of comparisons: Bonferroni), ``std`` (of the difference), ``n`` and ``agree`` (seeds in
+    which it has the sign of the mean).
     """
     by_seed = frame.pivot_table(index="seed", columns=by, values=value)
     others = by_seed.drop(columns=baseline)
@@ -66,7 +66,6 @@ def paired(frame: DataFrame, by: str, value: str, *, baseline: float | str) -> D
         "std": std,
         "n": n,
         "agree": same_sign.sum(),
-        "clear": mean.abs() > half,
     }
     table = DataFrame(columns)
     table = table.rename_axis(by)

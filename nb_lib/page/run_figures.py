@@ -197,7 +197,7 @@ def _add_route(figure: Figure, frame: pd.DataFrame, x: str, by: str, name: str, 
         color, rank, symbol, position = "NE", 1, "α", "top center"
     words = [f"{symbol} = {value:g}" for value in points[by]]
     _add_both_ways(figure, points, f"{name} ({seeds(points['n'].min())})", color, rank)
-    figure.data[-1].update(mode="lines+markers+text", text=words, textposition=position)
+    figure.data[-1].update(mode="lines+markers+text", text=words, textposition=position, cliponaxis=False)
 
 
 def _both_ways(frame: pd.DataFrame, by: str, x: str, y: str, scale: float, level: float = 0.95) -> pd.DataFrame:
