@@ -22,7 +22,7 @@ from nb_lib.lab.names import NETWORKS
 from nb_lib.lab.plans import NEXT, plan
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.text import read, seconds
-from nb_lib.papers import METHOD, MISSING, TABLES, overview
+from nb_lib.papers import METHOD, TABLES, overview
 from nb_lib.protocols import SCALES, SIZES, not_none
 
 # read by torch when it is loaded: threads that wait leave the cores to others' work
@@ -273,8 +273,7 @@ def _grids(_: argparse.Namespace) -> None:
         print("  ".join(entry.rjust(width) for entry, width in zip(line, widths, strict=True)))
     print("next: " + "; ".join(step.name for step in NEXT))
     for network, sizes in SIZES.items():
-        print(f"{network}: " + "; ".join(f"{scale}: {sizes[scale].doc}" for scale in SCALES))
-    print("not here: " + "; ".join(f"{what} (lacks {why})" for what, why in MISSING.items()))
+        print(f"{network}: " + "; ".join(f"{scale}: {sizes[scale].doc}" for scale in SCALES if scale in sizes))
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -16,11 +16,11 @@ from scipy import stats
 
 from nb_lib import published
 from nb_lib.errors import InputError, known
-from nb_lib.lab.recorded import Cells, Variety, all_of, answers, by_cell, command
+from nb_lib.lab.recorded import Cells, Variety, all_of, answers, by_cell, command, command_of
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import frame
-from nb_lib.papers import GRIDS, METHOD, grid, method_in_words
-from nb_lib.protocols import LONGEST, SCALES
+from nb_lib.papers import GRIDS, METHOD, grid, method_in_words, scales_of
+from nb_lib.protocols import SCALES
 
 LEVEL = 0.95  # of intervals
 _REPEATS = 10  # of NE's experiments; SmoothOut's standard deviations are taken as they are: it does not say of how many
@@ -61,7 +61,7 @@ def compare(table: str, records: Iterable[Record], *, scale: str | None = None, 
         same scale and variety, paired by seed: pairs, gain, gain_se, gain_std, gain_half, and longer, longer_se,
         longer_half of updates, where the intervals of 95 % are widened for the number of methods with one baseline
         (Bonferroni); apart, apart_half (our gain less the published one, and of its interval, NaN where the paper
-        prints no spread).  missing is, of what has no row at full scale, the command that runs it or what is lacking.
+        prints no spread).  missing is, of what has no row at full scale, the command that runs it.
 
     Examples
     --------
@@ -196,7 +196,7 @@ def _chosen(table: str, cell: Cell, scales: Iterable[str], ours: Cells, select: 
 def _candidates(table: str, cell: Cell, scale: str) -> list[Run]:
     """Our cells that answer to a published one: a single one, or those that the best is chosen from."""
     name = _grid(table, cell)
-    if name is None:
+    if scale not in scales_of(name):
         return []
     runs = grid(name, scale, seeds=1)
     if table == "ne-table2":
@@ -205,17 +205,18 @@ def _candidates(table: str, cell: Cell, scale: str) -> list[Run]:
         return [run for run in runs if (run.alpha > 1) == (cell["alpha"] > 1)]
     sizes = GRIDS[name].size(scale).batch_sizes
     B = min(sizes) if cell["batch_size"] == 256 else max(sizes)
-    longest = max(run.epochs for run in runs)
     of_size = [run for run in runs if run.batch_size == B]
     alike = [run for run in of_size if _same_method(run, cell)]
-    return [run for run in alike if _same_regime(run, longest, cell)]
+    printed = published.table(table).query("network == @cell['network']")["epochs"]
+    longest = max(run.epochs for run in runs)
+    return [run for run in alike if _same_regime(run, longest, cell, printed.max())]
 
 
 def _same_method(run: Run, cell: Cell) -> bool:
     return all(getattr(run, name) == cell[name] for name in METHOD)
 
 
-def _same_regime(run: Run, longest: int, cell: Cell) -> bool:
+def _same_regime(run: Run, longest: int, cell: Cell, longest_printed: float) -> bool:
     """Whether a run is trained for the share of the longest training that is printed, at rates scaled as printed."""
     printed = cell["epochs"]
     if math.isnan(printed):
@@ -223,7 +224,7 @@ def _same_regime(run: Run, longest: int, cell: Cell) -> bool:
     if run.lr_scaling != cell["lr_scaling"]:
         return False
     share = run.epochs / longest
-    return share == printed / LONGEST
+    return share == printed / longest_printed
 
 
 def _scored(results: pd.DataFrame, accuracy: str, select: str) -> pd.DataFrame:
@@ -290,20 +291,16 @@ def _t(freedom: float, comparisons: int = 1) -> float:
     return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / comparisons, freedom))
 
 
-def _grid(table: str, cell: Cell) -> str | None:
-    """The grid that a published cell belongs to; None if there is none."""
+def _grid(table: str, cell: Cell) -> str:
+    """The grid that a published cell belongs to."""
     trained = cell["network"], cell["dataset"]
-    for name, one in GRIDS.items():
-        if name.startswith(table) and trained == (one.network, one.dataset):
-            return name
-    return None
+    of_table = [name for name in GRIDS if name.startswith(table)]
+    return next(name for name in of_table if trained == (GRIDS[name].network, GRIDS[name].dataset))
 
 
 def _missing(table: str, cell: Cell, found: Answers) -> str:
-    """The command that runs a cell at full scale, or what is lacking for it; nothing if it was run."""
+    """The command that runs a cell at full scale, alone or with the grid's others; nothing if it was run."""
     if any(scale == "full" for scale, _ in found):
         return ""
-    name = _grid(table, cell)
-    if name is None:
-        return f"{cell['network']} is not in the library"
-    return command(name)
+    run = _candidates(table, cell, "full")[0]
+    return command_of(run) if run.image_size else command(_grid(table, cell))

@@ -17,7 +17,6 @@ from nb_lib.protocols import PROTOCOLS, SCALES, SIZES, Fields, Size, not_none, p
 __all__ = [
     "GRIDS",
     "METHOD",
-    "MISSING",
     "PROTOCOLS",
     "SCALES",
     "SIZES",
@@ -30,6 +29,7 @@ __all__ = [
     "overview",
     "protocol",
     "run",
+    "scales_of",
 ]
 
 _A, _ADAPTIVE_A = 0.0375, 0.15  # SmoothOut's and AdaSmoothOut's strengths, throughout the paper
@@ -99,8 +99,16 @@ def _table_5(size: Size) -> list[Fields]:
     return _cells([max(size.batch_sizes)], (_BASELINE, *by_distribution))
 
 
-def _figure_5(size: Size) -> list[Fields]:
+def _adaptive_alone(size: Size) -> list[Fields]:
+    """AdaSmoothOut against the baseline at the large batch: Fig. 5, and ResNet18 in Table II."""
     return _cells([max(size.batch_sizes)], [_BASELINE, _ADAPTIVE])
+
+
+def _table_2_alexnet(size: Size) -> list[Fields]:
+    """The rows of AlexNet: trained as its protocol says, and twice as long."""
+    usual = PROTOCOLS["alexnet"]
+    rows = [regime(epochs, like=usual) for epochs in (usual["epochs"], 2 * usual["epochs"])]
+    return [row | cell for row in rows for cell in _adaptive_alone(size)]
 
 
 def _figure_7(size: Size) -> list[Fields]:
@@ -117,9 +125,14 @@ class Grid:
     printed: tuple[tuple[float, int], ...] = ()  # (α, B): where the paper prints a selection, all of the full scale
     sizes: str = ""  # key in `SIZES`, if not the network
 
+    @property
+    def scales(self) -> dict[str, Size]:
+        """What each scale is that it has."""
+        return SIZES[self.sizes or self.network]
+
     def size(self, scale: str) -> Size:
         """What a scale of it is."""
-        return SIZES[self.sizes or self.network][scale]
+        return self.scales[scale]
 
     @property
     def dataset(self) -> str:
@@ -140,6 +153,7 @@ _FIG_3 = "NE Fig. 3, larger α or smaller B"
 _TABLE_I = "SmoothOut Table I, and the networks of"
 _TABLE_II = "SmoothOut Table II, longer training and scaled rates"
 _TABLE_III = "SmoothOut Table III, noise left in the weights"
+_FIG_5 = "SmoothOut Fig. 5, loss along filter-normalized lines"
 _FIG_7 = "SmoothOut Fig. 7, loss and accuracy under noise"
 GRIDS: dict[str, Grid] = {
     "ne-table2-f1": Grid("ne-f1", _TABLE_2, _curves, ((1, 900), (1.5, 2000))),
@@ -159,17 +173,15 @@ GRIDS: dict[str, Grid] = {
     "smoothout-table1-c3": Grid("smoothout-c3", f"{_TABLE_I} Figs. 4 and 6", _table_1),
     "smoothout-table2-cifar10": Grid("resnet44", _TABLE_II, _table_2),
     "smoothout-table2-cifar100": Grid("resnet44", _TABLE_II, _table_2_longer, sizes="resnet44-cifar100"),
+    "smoothout-table2-alexnet": Grid("alexnet", _TABLE_II, _table_2_alexnet),
+    "smoothout-table2-resnet18": Grid("resnet18", _TABLE_II, _adaptive_alone),
     "smoothout-table3-c1": Grid("smoothout-c1", _TABLE_III, _table_3),
     "smoothout-table3-resnet44": Grid("resnet44", _TABLE_III, _table_3_large),
     "smoothout-table4-resnet44": Grid("resnet44", "SmoothOut Table IV, the part of taking noise off", _table_4),
     "smoothout-table5-resnet44": Grid("resnet44", "SmoothOut Table V, kinds of noise", _table_5),
-    "smoothout-fig5-resnet44": Grid("resnet44", "SmoothOut Fig. 5, loss along filter-normalized lines", _figure_5),
+    "smoothout-fig5-resnet44": Grid("resnet44", _FIG_5, _adaptive_alone),
     "smoothout-fig7-cifar10": Grid("resnet44", _FIG_7, _figure_7),
     "smoothout-fig7-cifar100": Grid("resnet44", _FIG_7, _figure_7, sizes="resnet44-cifar100"),
-}
-#: Experiments of the papers that cannot be run here yet, and what they lack.
-MISSING = {
-    "SmoothOut Table II on ImageNet": "AlexNet, ResNet18 and ImageNet",
 }
 
 
@@ -179,7 +191,8 @@ def grid(name: str, scale: str = "full", *, seeds: int | None = None, **given: A
     Parameters
     ----------
     name : str
-        A key of `GRIDS`, or the beginning of several: ``"ne-table2"`` is all three networks'.
+        A key of `GRIDS`, or the beginning of several: ``"ne-table2"`` is all three networks', and at a scale those that
+        have it.
     scale : {"tiny", "small", "full"}
     seeds : int, optional
         None takes the scale's own number.
@@ -193,15 +206,29 @@ def grid(name: str, scale: str = "full", *, seeds: int | None = None, **given: A
     [(1.0, 900, 0), (1.5, 2000, 0), (1.0, 900, 1), (1.5, 2000, 1)]
     """
     known("scale", scale, SCALES)
+    there = scales_of(name)
+    if scale not in there:
+        raise InputError(f"{name} has the scale {' and '.join(there)} only, not {scale}.")
     runs: list[Run] = []
-    for one in matching(name) or [known("grid", name, GRIDS)]:
-        runs += _runs(GRIDS[one], scale, seeds, given)
+    for one in matching(name):
+        if scale in GRIDS[one].scales:
+            runs += _runs(GRIDS[one], scale, seeds, given)
     return sorted(dict.fromkeys(runs), key=lambda run: run.seed)
 
 
 def matching(name: str) -> list[str]:
     """The grids of that name, or whose names begin so."""
     return [grid for grid in GRIDS if grid == name or grid.startswith(f"{name}-")]
+
+
+def scales_of(name: str) -> list[str]:
+    """The scales that an experiment has, or one of several; an unknown name is an `InputError`.
+
+    >>> scales_of("smoothout-table2"), scales_of("smoothout-table2-alexnet")
+    (['tiny', 'small', 'full'], ['full'])
+    """
+    named = matching(name) or [known("grid", name, GRIDS)]
+    return [scale for scale in SCALES if any(scale in GRIDS[one].scales for one in named)]
 
 
 def _runs(grid: Grid, scale: str, seeds: int | None, given: Fields) -> list[Run]:
@@ -247,9 +274,11 @@ def method_in_words(fields: Mapping[Any, Any]) -> str:
 
 
 def overview() -> list[dict[str, Any]]:
-    """Every grid, what it is of, and its number of runs at each scale."""
+    """Every grid, what it is of, and its number of runs at each scale, 0 where it has none."""
     rows = []
     for name, one in GRIDS.items():
-        runs = {scale: len(one.at(scale)) * one.size(scale).seeds for scale in SCALES}
+        runs = dict.fromkeys(SCALES, 0)
+        for scale, size in one.scales.items():
+            runs[scale] = len(one.at(scale)) * size.seeds
         rows.append({"grid": name, "what": one.doc, **runs})
     return rows

@@ -1,7 +1,8 @@
 """How the papers' networks are trained: protocols as fields of a `Run`, and the sizes that experiments have.
 
 ``full`` is the published protocol, ``small`` and ``tiny`` ask the same question of less data, fewer batch sizes and
-fewer seeds (`SIZES` says what they are).  Where a paper is silent the choice made here is marked.
+fewer seeds (`SIZES` says what they are); on ImageNet there is no less than ``full``.  Where a paper is silent the
+choice made here is marked.
 
 >>> protocol("resnet44")["lr_steps"]  # a tenth from these epochs on, before the rate is scaled to the batch
 ((162, 0.01), (244, 0.001), (328, 0.0001))
@@ -20,19 +21,27 @@ _FEW_DIGITS: Fields = {"dataset": "digits", "train_size": 600}
 _NE: Fields = {"optimizer": "adam", "lr": 1e-3, "inputs": "unit", "epochs": 2000}  # the epoch limit is ours
 _AUTHORS_CODE: Fields = {"epochs": 200, "inputs": "imagenet", "noise_batch": 128, "cutting": "even"}
 _SMOOTHOUT: Fields = {"optimizer": "adam", "lr": 1e-3, **_AUTHORS_CODE}  # SmoothOut, sec. IV
+_HOFFER: Fields = {"epochs": 200, "lr_steps": ((81, 0.01), (122, 0.001), (164, 0.0001))}
 
 
-def regime(epochs: int) -> Fields:
-    """Hoffer's learning rates, a tenth from epochs 81, 122 and 164 of 200 on, for longer or shorter training."""
-    drops = ((81, 0.01), (122, 0.001), (164, 0.0001))
-    steps = [(round(epoch * epochs / 200), lr) for epoch, lr in drops]
+def regime(epochs: int, like: Fields = _HOFFER) -> Fields:
+    """Learning rates that fall at the same shares of so many epochs as in `like`, whose own are Hoffer's.
+
+    >>> regime(100)
+    {'epochs': 100, 'lr_steps': ((40, 0.01), (61, 0.001), (82, 0.0001))}
+    """
+    steps = [(round(epoch * epochs / like["epochs"]), lr) for epoch, lr in like["lr_steps"]]
     return {"epochs": epochs, "lr_steps": tuple((epoch, lr) for epoch, lr in steps if 0 < epoch < epochs)}
 
 
 # SmoothOut, Table II: momentum, the learning rate scaled to the batch, and trained longer, which is twice the epochs
-LONGEST = 400
-_TRAINED_LONGER = regime(LONGEST)
-_RESNET: Fields = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "lr_scaling": "sqrt"}
+_TRAINED_LONGER = regime(400)
+_MOMENTUM: Fields = {"optimizer": "sgd", "momentum": 0.9, "lr_scaling": "sqrt", "clip": 5.0}  # clip: their code's
+_RESNET: Fields = _MOMENTUM | {"lr": 0.1, "weight_decay": 1e-4}
+# and on ImageNet, without weight decay; the first rates, and the epochs at which they fall, are the authors' code's
+_IMAGENET: Fields = _AUTHORS_CODE | _MOMENTUM | {"dataset": "imagenet", "image_size": 224}
+_ALEXNET = _IMAGENET | {"lr": 0.01, "augment": "crop-flip", "epochs": 60, "lr_steps": ((20, 0.001), (40, 0.0001))}
+_RESNET18 = _IMAGENET | {"lr": 0.1, "augment": "resized-crop-flip", "epochs": 90, "lr_steps": ((30, 0.01), (60, 0.001))}
 #: How each network is trained: fields of a `Run`, without method, batch size and seed.
 PROTOCOLS: dict[str, Fields] = {
     # ours, for the embedded digits: few samples and plain SGD, the algorithm that NE's theory is about
@@ -44,16 +53,20 @@ PROTOCOLS: dict[str, Fields] = {
     "smoothout-f1": _SMOOTHOUT | {"dataset": "mnist", "epochs": 50, "inputs": "symmetric"},
     "smoothout-c1": _SMOOTHOUT | {"dataset": "cifar10"},
     "smoothout-c3": _SMOOTHOUT | {"dataset": "cifar100"},
-    # clipping is the authors' code's
-    "resnet44": _AUTHORS_CODE | _RESNET | _TRAINED_LONGER | {"dataset": "cifar10", "augment": "crop-flip", "clip": 5.0},
+    "resnet44": _AUTHORS_CODE | _RESNET | _TRAINED_LONGER | {"dataset": "cifar10", "augment": "crop-flip"},
+    "alexnet": _ALEXNET,
+    # as in the authors' code, which has these two besides
+    "alexnet-dropout": _ALEXNET | {"weight_decay": 5e-4},
+    "alexnet-light-dropout": _ALEXNET | {"weight_decay": 1e-4},
+    "resnet18": _RESNET18,
 }
 
 
 def protocol(network: str, **given: Any) -> Fields:
     """Fields of a `Run` that train `network` as published; what is `given`, and not None, goes first.
 
-    A quarter of C1 is trained as C1, residual networks of other depths as ResNet44; their rates fall at the same
-    shares of other epochs.
+    A quarter of C1 is trained as C1, residual networks of other depths as ResNet44.  Where rates fall at given epochs,
+    they fall at the same shares of other epochs.
 
     >>> protocol("resnet8", epochs=100)["lr_steps"]
     ((40, 0.01), (61, 0.001), (82, 0.0001))
@@ -63,7 +76,7 @@ def protocol(network: str, **given: Any) -> Fields:
     fields = PROTOCOLS[like]
     given = not_none(given)
     if "lr_steps" in fields and "epochs" in given:
-        fields = fields | regime(read("epochs", given["epochs"], int))
+        fields = fields | regime(read("epochs", given["epochs"], int), like=fields)
     return {"network": network, **fields, **given}
 
 
@@ -126,7 +139,7 @@ _TINY_RESNET = Size(
     fields=_PLAIN_DIGITS | regime(6) | _in_parts_of(20),
 )
 _CIFAR100 = {"dataset": "cifar100", **_TRAINED_LONGER}
-#: For each network (and data set) with experiments of its own, what each scale of them is.
+#: For each network (and data set) with experiments of its own, what each scale of them is; on ImageNet there is one.
 SIZES: dict[str, dict[str, Size]] = {
     "ne-f1": {
         "full": Size("as published, 10 seeds", _B, (1, 1.5), _UP_TO_11, seeds=10),
@@ -172,4 +185,6 @@ SIZES: dict[str, dict[str, Size]] = {
         ),
         "tiny": _TINY_RESNET,
     },
+    "alexnet": {"full": Size("as published, 3 seeds", (16384,))},
+    "resnet18": {"full": Size("as published, 3 seeds", (16384,))},
 }

@@ -58,6 +58,18 @@ def wobble(run):
     return 1e-4 * (run.seed - 1) * (run.alpha + 10 * run.a + run.denoise)
 
 
+@pytest.mark.parametrize(("gain", "verdict"), [(0.01, CONFIRMED), (-0.01, DISAGREES)])
+def test_records_of_imagenet_decide_the_claim_about_it(gain, verdict):
+    [claim] = [claim for claim in CLAIMS if "ImageNet" in claim["claim"] and "gains" in claim]
+    assert judged(claim, Evidence([])).verdict == NOT_RUN
+    names = ("smoothout-table2-alexnet", "smoothout-table2-resnet18")
+    records = [one for name in names for one in trained(name, lambda run: 0.5 + gain * run.adaptive + wobble(run))]
+    found = judged(claim, Evidence(records))
+    assert (found.verdict, found.scales, found.comparisons) == (verdict, ("full",), 3)
+    by_method = {"grids": list(names), "by": "a", "other": 0.0, "value": "best_test_accuracy", "sign": 1}
+    assert judged(by_method, Evidence(records)).verdict == verdict
+
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=NAMES)
 def test_a_claim_names_what_is_there(claim):
     assert {"paper", "where", "claim", "chapters"} <= set(claim)

@@ -1,6 +1,9 @@
 """Ours beside the papers': the right cells, means, paired gains and distances, and what is missing."""
 
+import dataclasses
 import math
+import shlex
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,12 +12,14 @@ from scipy import stats
 
 from nb_lib.compare import best_of, compare
 from nb_lib.errors import InputError
-from nb_lib.lab.recorded import command, recorded
+from nb_lib.lab.recorded import command, command_of, commands, recorded
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore, frame, load_records, write_lines
+from nb_lib.lab.text import read
 from nb_lib.page.comparison import conclusions, longer, notes, readable, sharper, verdict
 from nb_lib.page.forest import forest, show_comparison
-from nb_lib.papers import TABLES, grid
+from nb_lib.papers import TABLES, grid, protocol
+from nb_lib.papers import run as papers_run
 
 
 def record(run: Run, accuracy: float, *, valid: float | None = None, **differing) -> Record:
@@ -60,14 +65,75 @@ def test_full_cells_are_the_published_ones_and_gains_are_paired():
     assert (plain["missing"], enhanced["missing"]) == ("", "")
 
 
-def test_what_is_not_run_names_its_command_and_what_cannot_be_its_lack():
+def test_what_is_not_run_names_its_command():
     table = compare("smoothout-table2", [])
     assert (table["n"] == 0).all()
     commands = table.set_index("network")["missing"]
     by_data = {command(f"smoothout-table2-{name}") for name in ("cifar10", "cifar100")}
     assert set(commands["resnet44"]) == by_data
-    assert set(commands["alexnet"]) == {"alexnet is not in the library"}
+    imagenet = "torchrun --nproc-per-node gpu examples/imagenet.py"
+    ada, to = "--a 0.15 --adaptive true", "--store results/"
+    assert commands["alexnet"].tolist() == [
+        f"{imagenet} --network alexnet --batch-size 16384 {to}",
+        f"{imagenet} --network alexnet --batch-size 16384 {ada} {to}",
+        f"{imagenet} --network alexnet --batch-size 16384 --epochs 120 {to}",
+        f"{imagenet} --network alexnet --batch-size 16384 {ada} --epochs 120 {to}",
+    ]
+    assert commands["resnet18"].tolist()[1] == f"{imagenet} --network resnet18 --batch-size 16384 {ada} {to}"
     assert compare("smoothout-table5", [])["missing"].str.contains("smoothout-table5-resnet44").all()
+
+
+def run_of(command: str) -> Run:
+    """The run that a command of the shell names, read as examples/imagenet.py reads it."""
+    words = shlex.split(command.partition("examples/imagenet.py ")[2].removesuffix(" --store results/"))
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    kinds = {f.name: f.type for f in dataclasses.fields(Run)}
+    given = {option.removeprefix("--").replace("-", "_"): text for option, text in options.items()}
+    values = {name: read(name, text, kinds[name]) for name, text in given.items()}
+    return papers_run(**protocol(**values))
+
+
+@pytest.mark.parametrize("name", ["smoothout-table2-alexnet", "smoothout-table2-resnet18"])
+def test_the_commands_of_imagenet_name_the_cells_of_their_grid(name):
+    assert [run_of(command) for command in commands(name)] == grid(name, seeds=1)
+    [other] = grid(name, seeds=1, dataset="folder:imagenet", lr=0.05, precision="bfloat16", seed=3)[:1]
+    assert run_of(command_of(other)) == other
+    steps = replace(other, lr_steps=((7, 0.1), (9, 1e-3)))
+    assert run_of(command_of(steps)) == steps
+
+
+def test_the_commands_of_other_grids_are_one_and_those_of_a_whole_table_are_both():
+    assert commands("ne-fig2-f1", "tiny") == [command("ne-fig2-f1", "tiny")]
+    whole = commands("smoothout-table2")
+    assert whole[0] == command("smoothout-table2")
+    assert whole[1:] == commands("smoothout-table2-alexnet") + commands("smoothout-table2-resnet18")
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "folder:imagenet"])
+def test_records_of_imagenet_answer_to_the_row_with_their_network_method_and_epochs(dataset):
+    runs = [
+        run
+        for name in ("smoothout-table2-alexnet", "smoothout-table2-resnet18")
+        for run in grid(name, seeds=3, dataset=dataset)
+    ]
+    mean = {("alexnet", 60): 0.4, ("alexnet", 120): 0.5, ("resnet18", 90): 0.6}
+    gain = {("alexnet", 60): 0.05, ("alexnet", 120): 0.02, ("resnet18", 90): 0.01}
+    records = noisy(runs, lambda r: mean[r.network, r.epochs] + gain[r.network, r.epochs] * r.adaptive)
+    table = compare("smoothout-table2", records)
+    found = table[table["n"] > 0]
+    assert found["cell"].tolist() == [12, 13, 14, 15, 16, 17]
+    assert found["n"].tolist() == 6 * [3]
+    assert found["gain"].tolist()[1::2] == pytest.approx([5, 2, 1])
+    assert found["gain"].isna().tolist() == 3 * [True, False]
+    plain = found["accuracy"].iloc[::2].to_numpy()
+    assert np.diff(plain).tolist() == pytest.approx([10, 10])
+    assert (found["missing"] == "").all()
+    assert set(found["dataset"]) == {"a copy" if dataset == "imagenet" else "a copy (folder:imagenet)"}
+    [words] = recorded(records, "smoothout-table2-alexnet", "full")
+    assert "12 runs" in words
+    assert recorded(records, "smoothout-table2-alexnet", "tiny") == {}
+    with pytest.raises(InputError, match="unknown scale 'huge'"):
+        recorded(records, "smoothout-table2-alexnet", "huge")
 
 
 def test_every_scale_has_its_own_row_the_full_one_first():
@@ -354,7 +420,7 @@ def test_what_the_paper_does_not_print_is_marked_in_picture_and_table():
 def test_what_a_paper_prints_once_has_no_spread_in_words_either():
     [theirs, missing] = conclusions(compare("smoothout-table3", []))
     assert theirs.startswith("All 3 gains are printed once, without a spread: nothing says how far another run")
-    assert missing == "At full scale all 3 gains are not run yet, or cannot be."
+    assert missing == "At full scale all 3 gains are not run yet."
     [theirs, _] = conclusions(compare("ne-table2", []))
     assert theirs == (
         "4 of 5 gains that are printed with a spread can be told from zero by it (not that of C2, α = 1.5)."
@@ -447,7 +513,7 @@ def test_the_table_is_in_words():
     assert words["scale"].tolist()[:3] == ["full", "full", "none"]
     assert words.loc[2, "ours is of"] == "python -m nb_lib sweep ne-table2-c1 --store results/ --download"
     assert words.loc[1, "ours is of"] == "ne-f1, B = 2000, α = 1.5; 3 seeds; a copy; a device"
-    assert set(readable(compare("smoothout-table2", []))["ours"]) == {"not run yet", "cannot be run"}
+    assert set(readable(compare("smoothout-table2", []))["ours"]) == {"not run yet"}
 
 
 def test_what_a_number_is_of_names_precision_copy_and_an_old_cutting():

@@ -1,9 +1,11 @@
 """Data sets as a training sees them: normalization, subsets, batches; nothing comes from the network."""
 
+import math
 import pickle
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,12 @@ from torch.testing import assert_close
 from nb_lib.errors import InputError
 from nb_lib.lab.data import data_root, epoch_indices, load
 from nb_lib.lab.names import DATASETS, NORMALIZATIONS
+from nb_lib.lab.runs import Run
+from nb_lib.lab.setup import load_for
+from nb_lib.lab.store import RunStore
+from nb_lib.lab.sweeps import sweep
+from nb_lib.lab.tasks import Task, data_for
+from nb_lib.papers import grid
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -175,6 +183,30 @@ def test_unknown_names_get_a_suggestion(name):
         load(name)
     if name.startswith("cifar"):
         assert "did you mean 'cifar10'?" in str(caught.value)
+
+
+def test_imagenet_is_refused_with_what_trains_on_it():
+    with pytest.raises(InputError, match=r"^imagenet does not fit on a device: .* `torchrun examples/imagenet\.py`"):
+        load("imagenet")
+
+
+def test_a_run_with_an_image_size_is_refused_also_if_its_data_set_is_loaded():
+    elsewhere = "^a run with image_size is trained by `torchrun examples/imagenet.py`"
+    whole = Run(train_size=100, batch_size=10)
+    cut = replace(whole, image_size=8)
+    data_for(whole, "cpu", None, download=False)
+    with pytest.raises(InputError, match=elsewhere):
+        data_for(cut, "cpu", None, download=False)
+    with pytest.raises(InputError, match=elsewhere):
+        load_for(cut)
+    with pytest.raises(InputError, match=elsewhere):
+        sweep(grid("smoothout-table2-alexnet"), progress=False)  # one sentence for all
+
+
+def test_a_network_for_large_images_waits_for_a_folder_to_say_how_large_they_are():
+    runs = [Run(network="alexnet", dataset="folder:large", batch_size=10, seed=seed) for seed in range(2)]
+    task = Task(RunStore("no"), "cpu", None, download=False, measure=None, keep_weights=False, deadline=math.inf)
+    assert task.groups(runs) == [[run] for run in runs]
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda", "", "cpu:x", 3, None, torch.device("cuda", 1)])

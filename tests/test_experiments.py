@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from nb_lib import papers, published
-from nb_lib.lab.recorded import command
+from nb_lib.lab.recorded import command, commands
 from nb_lib.lab.runs import Run
 from nb_lib.lab.store import RunStore
 from nb_lib.lab.sweeps import sweep
@@ -79,6 +79,12 @@ def test_where_none_converged_there_is_no_table(records, page):
 def test_what_is_not_run_yet_is_said_with_the_command_that_runs_it(records, page):
     assert list(varieties(records, "ne-fig1-c1", "small")) == []
     assert commands_in(page[0]) == [command("ne-fig1-c1", "small")]
+
+
+def test_what_is_not_run_yet_on_imagenet_is_said_with_a_command_for_each_cell(page):
+    assert list(varieties([], "smoothout-table2-alexnet", "full")) == []
+    assert commands_in(page[0]) == commands("smoothout-table2-alexnet")
+    assert len(commands_in(page[0])) == 4
 
 
 def commands_in(said: str) -> list[str]:

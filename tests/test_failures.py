@@ -304,10 +304,10 @@ def test_the_networks_that_cannot_train_on_one_sample_and_those_with_normalizati
     from nb_lib.lab import names, networks
 
     for network in [*names.NETWORKS, "resnet8"]:
-        model = networks.build(network, (3, 32, 32), 2)
+        model = networks.build(network, (3, 64, 64), 2)
         sizes = {module.group_size for module in model.modules() if isinstance(module, GhostBatchNorm)}
         assert sizes == ({names.published_ghost_batch(network)} - {None})
-        assert networks.trains_on_one(network, (3, 32, 32), 2) == (network not in names.DENSE_NORMALIZED)
+        assert networks.trains_on_one(network, (3, 64, 64), 2) == (network not in names.DENSE_NORMALIZED)
 
 
 def test_the_check_of_batches_costs_the_global_generator_nothing():

@@ -79,7 +79,46 @@ def test_learning_rates_of_table_2_are_the_printed_ones(batch_size, epochs, scal
             assert rate == pytest.approx(printed_rate, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", papers.GRIDS)
+ON_IMAGENET = ["smoothout-table2-alexnet", "smoothout-table2-resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("smoothout-table2-alexnet", {60: (20, 40), 120: (40, 80)}),
+        ("smoothout-table2-resnet18", {90: (30, 60)}),
+    ],
+)
+def test_a_grid_on_imagenet_is_the_papers(name, epochs):
+    """Paper-spec, section 3.3: two methods for each number of epochs, three seeds; rates 11.3137 times those of 128."""
+    runs = papers.grid(name)
+    assert len(runs) == len(set(runs)) == 2 * 3 * len(epochs)
+    assert {(run.batch_size, run.dataset, run.image_size) for run in runs} == {(16384, "imagenet", 224)}
+    assert {(run.a, run.adaptive) for run in runs} == {(0, False), (0.15, True)}
+    assert {run.epochs: tuple(epoch for epoch, _ in run.lr_steps) for run in runs} == epochs
+    first = {"alexnet": 0.11314, "resnet18": 1.1314}
+    for run in runs:
+        rates = [rate / first[run.network] for _, rate in run.scaled_lr_steps]
+        assert rates == pytest.approx([1, 0.1, 0.01], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ON_IMAGENET)
+def test_a_grid_on_imagenet_has_the_full_scale_only(name):
+    with pytest.raises(InputError, match=f"^{name} has the scale full only, not tiny.$"):
+        papers.grid(name, "tiny")
+    [row] = [row for row in papers.overview() if row["grid"] == name]
+    assert (row["tiny"], row["small"]) == (0, 0)
+
+
+def test_at_a_smaller_scale_several_grids_are_those_that_have_it():
+    of_resnet44 = ("smoothout-table2-cifar10", "smoothout-table2-cifar100")
+    runs = papers.grid("smoothout-table2", "small")
+    assert set(runs) == {run for name in of_resnet44 for run in papers.grid(name, "small")}
+    assert {run.network for run in papers.grid("smoothout-table2")} == {"resnet44", "alexnet", "resnet18"}
+    assert plan(["smoothout-table2"], "small")["smoothout-table2"] == runs
+
+
+@pytest.mark.parametrize("name", [name for name in papers.GRIDS if name not in ON_IMAGENET])
 def test_a_smaller_scale_asks_the_same_question_of_less(name):
     full = papers.grid(name)
     for scale in ("small", "tiny"):
@@ -160,11 +199,12 @@ def test_fields_may_differ_from_the_protocol():
     assert {run.seed for run in papers.grid("ne-table2-c1", seeds=2, seed=5)} == {5, 6}
 
 
+@pytest.mark.parametrize(("network", "of"), [("resnet8", 400), ("alexnet", 60), ("resnet18", 90)])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10, 40, "1e2"])
-def test_rates_fall_at_the_same_shares_of_any_number_of_epochs(epochs):
-    run = Run(**papers.protocol("resnet8", epochs=epochs))
-    published = Run(**papers.protocol("resnet8")).scaled_lr_steps
-    shares = {lr: start / 400 for start, lr in published}
+def test_rates_fall_at_the_same_shares_of_any_number_of_epochs(network, of, epochs):
+    run = Run(**papers.protocol(network, epochs=epochs))
+    published = Run(**papers.protocol(network)).scaled_lr_steps
+    shares = {lr: start / of for start, lr in published}
     for start, lr in run.scaled_lr_steps:
         assert start / run.epochs == pytest.approx(shares[lr], abs=0.5 / run.epochs + 0.005)
     assert run.scaled_lr_steps[0] == published[0]
@@ -210,7 +250,8 @@ def test_the_overview_counts_every_grid():
     assert rows["ne-fig3-c2"]["full"] == 190
     for name, row in rows.items():
         assert row["what"] == papers.GRIDS[name].doc
-        assert [row[scale] for scale in papers.SCALES] == [len(papers.grid(name, s)) for s in papers.SCALES]
+        for scale in papers.GRIDS[name].scales:
+            assert row[scale] == len(papers.grid(name, scale))
 
 
 # ----------------------------------------------------------------------------------------------- published numbers

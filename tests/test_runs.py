@@ -41,7 +41,7 @@ def record(run: Run = Run(), **changes) -> Record:  # noqa: B008 (a Run is froze
         ({"alpha": None}, "alpha must be a number, as 0.1 or 1e-3, not None"),
         ({"a": -0.1}, "noise strength a must be a finite number of at least 0"),
         ({"network": "ne-f2"}, "unknown network 'ne-f2': did you mean 'ne-f1'"),
-        ({"network": "resnet21"}, "unknown network 'resnet21': did you mean 'resnet44'"),
+        ({"network": "resnet43"}, "unknown network 'resnet43': did you mean 'resnet44'"),
         ({"dataset": "fashionmnist"}, "did you mean 'fashion-mnist'"),
         ({"augment": "crop-filp"}, "unknown augmentation 'crop-filp': did you mean 'crop-flip'"),
         ({"augment": "crop-flip "}, "unknown augmentation"),
@@ -137,6 +137,9 @@ def test_a_field_without_effect_under_the_others_is_refused(fields, reason):
         ({"lr_reference": 0, "lr_scaling": "sqrt"}, "lr_reference must be at least 1"),
         ({"stop_below": math.inf}, "stop_below must be a positive finite number"),
         ({"valid_size": -1}, "valid_size must be at least 0"),
+        ({"image_size": 0}, "image_size must be at least 1, not 0"),
+        ({"dataset": "imagenet"}, "the images of imagenet have many sizes: give image_size, the published one is 224"),
+        ({"augment": "resized-crop-flip"}, "'resized-crop-flip' resizes to image_size: give it, or choose 'crop-flip'"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_refused(fields, message):
@@ -172,7 +175,7 @@ def test_a_key_depends_on_the_content_alone():
     others |= {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "clip": 5.0, "seed": 3}
     others |= {"lr_scaling": "sqrt", "lr_reference": 256, "lr_steps": ((1, 0.1),), "halve_at": 0.01}
     others |= {"stop_below": 0.001, "epochs": 7, "precision": "bfloat16", "cutting": "even"}
-    others |= {"augment": "crop-flip", "fresh_optimizer": True}
+    others |= {"augment": "crop-flip", "image_size": 96, "fresh_optimizer": True}
     assert all(others[f.name] != f.default for f in dataclasses.fields(Run))  # every field is tried
     lacking_one = [{name: value for name, value in others.items() if name != left_out} for left_out in others]
     with_one = [{**NEEDED.get(name, {}), name: value} for name, value in others.items()]

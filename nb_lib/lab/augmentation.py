@@ -2,7 +2,8 @@
 
 The image is padded by 4 pixels of gray on every side; a crop of the old size has 9 · 9 places, and may be mirrored.
 A view has one number, 162 · image + (18 · top + 2 · left + mirrored): an epoch draws numbers of views instead of
-numbers of images, and reading a batch costs one pass over memory either way.
+numbers of images, and reading a batch costs one pass over memory either way.  This is "crop-flip" for images that lie
+whole on the device, all of one size; what it is for those of a run with `image_size`, see `Run`.
 """
 
 import torch

@@ -11,7 +11,7 @@ from nb_lib.errors import InputError, known, whole
 from nb_lib.lab.device import pick_device
 from nb_lib.lab.files import place
 from nb_lib.lab.image_folder import read_folder
-from nb_lib.lab.names import DATASETS, NORMALIZATIONS
+from nb_lib.lab.names import DATASETS, NORMALIZATIONS, TOO_LARGE
 from nb_lib.lab.readers import Part, Raw, read_digits, read_torchvision, stratified
 from nb_lib.lab.text import read
 
@@ -97,7 +97,7 @@ def load(
     Parameters
     ----------
     name
-        One of `DATASETS`, or "folder:<dirname>" for <root>/<dirname>/{train,test}/<class>/<image files>,
+        One of `DATASETS` but ImageNet, or "folder:<dirname>" for <root>/<dirname>/{train,test}/<class>/<image files>,
         whose images come in one fixed mixed order, and with one channel if all are gray.
     root, download
         Where the files are (see `data_root`); whether torchvision may fetch missing ones into it.
@@ -171,6 +171,8 @@ def _read(name: str, root: Path, download: bool) -> Raw:
     if kind == "folder" and dirname:
         return read_folder(root / dirname, caches=[root, _user_root()])
     known("dataset", name, [*DATASETS, "folder:<dirname>"])
+    if name in TOO_LARGE:
+        raise InputError(f"{name} does not fit on a device: train on it with `torchrun examples/imagenet.py`.")
     if name == "digits":
         return read_digits()
     return read_torchvision(name, root, download)

@@ -18,6 +18,10 @@ NETWORKS = {
     "smoothout-f1": "SmoothOut's F1: 5 x 512, batch-normalized",
     "smoothout-c1": "SmoothOut's C1: shallow, for CIFAR-10",
     "smoothout-c3": "SmoothOut's C3: the same, for CIFAR-100",
+    "alexnet": "SmoothOut's AlexNet: batch-normalized, without dropout",
+    "alexnet-dropout": "the same with dropout, p = 0.5",
+    "alexnet-light-dropout": "the same with p = 0.2",
+    "resnet18": "torchvision's ResNet18, for ImageNet",
     "resnet44": "SmoothOut's residual network; so is any depth 6n+2, as resnet8",
 }
 #: Data sets (see `lab.data`) and the shape [C, H, W] of their images; others are called ``folder:<name>``.
@@ -27,11 +31,27 @@ DATASETS = {
     "fashion-mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
     "cifar100": (3, 32, 32),
+    "imagenet": (3, 224, 224),  # as training sees them
 }
+#: Data sets that no device holds: `examples/imagenet.py` trains on them.
+TOO_LARGE = ("imagenet",)
 #: Training images of the data sets that the papers train on.
-TRAINING_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+TRAINING_IMAGES = {
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "imagenet": 1_281_167,
+}
 #: Networks with batch normalization of single values, in dense layers: they cannot train on one sample.
-DENSE_NORMALIZED = ("smoothout-f1", "smoothout-c1", "smoothout-c3")
+DENSE_NORMALIZED = (
+    "smoothout-f1",
+    "smoothout-c1",
+    "smoothout-c3",
+    "alexnet",
+    "alexnet-dropout",
+    "alexnet-light-dropout",
+)
 #: Scales of the pixels (see `lab.data.load`).
 NORMALIZATIONS = ("unit", "symmetric", "imagenet", "standardized")
 #: Kinds of the weight noise θ: U(−a, a) or N(0, a²).
@@ -40,8 +60,9 @@ DISTRIBUTIONS = ("uniform", "normal")
 SELECTIONS = {"weights": ("weight",), "no-norm": ("weight", "bias"), "all": ("norm", "weight", "bias")}
 #: Ways to cut a batch into ghost batches (see `ghost_batch_norm.part_sizes`).
 CUTTINGS = ("rest", "even")
-#: What training sees of an image: itself, or a random crop of it, padded, that may be mirrored.
-AUGMENTATIONS = ("none", "crop-flip")
+#: What training sees of an image: itself, a random crop of it that may be mirrored, or the same of a random part of it,
+#: resized.  Small images are padded before they are cropped, large ones (those of a run with an image size) resized.
+AUGMENTATIONS = ("none", "crop-flip", "resized-crop-flip")
 OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 #: Powers of B / lr_reference that multiply the learning rate.

@@ -1,6 +1,7 @@
 """The networks of both papers by name: ``ne-f1`` is Mori and Ueda's F1, ``smoothout-f1`` that of Wen et al.
 
-The latter is Keskar's, as are the bodies of SmoothOut's C1 and C3 up to Hoffer's changes.
+The latter is Keskar's, as are the bodies of SmoothOut's C1 and C3 up to Hoffer's changes.  SmoothOut's AlexNet is that
+of Krizhevsky's "one weird trick", with batch normalization, and its ResNet18 is torchvision's.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def build(
 
     NE's networks start from Glorot-uniform weights and zero biases, SmoothOut's from torch's default,
     U(±1/√fan-in) for both (their U(0, 1) for batch normalization's gain is replaced by 1), but the convolutions of its
-    residual networks from N(0, 2/fan-out).
+    residual networks, ResNet18 among them, from N(0, 2/fan-out).
 
     Parameters
     ----------
@@ -173,6 +174,34 @@ def _residual(shape: Shape, classes: int, norm: Norm, blocks: int) -> Layers:
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
+def _alexnet(shape: Shape, classes: int, norm: Norm, dropout: float = 0.0) -> Layers:
+    """Five convolutions and three dense layers, pooling, normalization and ReLU in the order of the authors' code."""
+    layers: Layers = [
+        *(nn.Conv2d(shape[0], 64, 11, 4, padding=2, bias=False), nn.MaxPool2d(3, 2), norm(64), nn.ReLU()),
+        *(nn.Conv2d(64, 192, 5, padding=2, bias=False), nn.MaxPool2d(3, 2), nn.ReLU(), norm(192)),
+        *(nn.Conv2d(192, 384, 3, padding=1, bias=False), nn.ReLU(), norm(384)),
+        *(nn.Conv2d(384, 256, 3, padding=1, bias=False), nn.ReLU(), norm(256)),
+        *(nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.MaxPool2d(3, 2), nn.ReLU(), norm(256)),
+    ]
+    features = prod(_shape_after(layers, shape))
+    layers.append(nn.Flatten())
+    for inputs in (features, 4096):
+        layers += [nn.Linear(inputs, 4096, bias=False), norm(4096), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return [*layers, nn.Linear(4096, classes)]
+
+
+def _resnet18(shape: Shape, classes: int, norm: Norm) -> Layers:
+    """Torchvision's, in its order, for images of any number of channels."""
+    from torchvision.models import resnet18
+
+    model = resnet18(num_classes=classes, norm_layer=norm)
+    stem = [nn.Conv2d(shape[0], 64, 7, 2, padding=3, bias=False), model.bn1, model.relu, model.maxpool]
+    stages = [*model.layer1, *model.layer2, *model.layer3, *model.layer4]
+    return [*stem, *stages, model.avgpool, nn.Flatten(), model.fc]
+
+
 def _shape_after(layers: Layers, shape: Shape) -> Shape:
     body = nn.Sequential(*layers).eval()  # batch normalization would refuse to train on one sample
     try:
@@ -228,6 +257,10 @@ _SPECIFICATIONS = {
     "smoothout-f1": _Specification(partial(_dense, hidden=5 * [512], normalized=True), _fan_in),
     "smoothout-c1": _Specification(_shallow, _fan_in),
     "smoothout-c3": _Specification(_shallow, _fan_in),
+    "alexnet": _Specification(_alexnet, _fan_in),
+    "alexnet-dropout": _Specification(partial(_alexnet, dropout=0.5), _fan_in),
+    "alexnet-light-dropout": _Specification(partial(_alexnet, dropout=0.2), _fan_in),
+    "resnet18": _Specification(_resnet18, _fan_out),
 }
 
 

@@ -5,15 +5,19 @@ its *variety*: the copy of the data, the precision, and how batches are cut into
 varieties are neither averaged nor paired.
 """
 
+import json
+import shlex
 import statistics
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+from nb_lib.errors import known
 from nb_lib.lab.names import DATASETS
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import first_of_each
-from nb_lib.papers import grid
+from nb_lib.papers import grid, scales_of
+from nb_lib.protocols import SCALES, protocol
 
 _FOLDER = "folder:"  # what the name of another copy of a data set begins with
 
@@ -41,7 +45,12 @@ def recorded(records: Iterable[Record], name: str, scale: str) -> dict[str, list
 
 
 def by_variety(records: Iterable[Any], name: str, scale: str) -> dict[Variety, list[Any]]:
-    """What is recorded of an experiment by its variety: records, or whatever else has a run and a provenance."""
+    """What is recorded of an experiment by its variety: records, or whatever else has a run and a provenance.
+
+    Of a scale that it does not have, nothing is.
+    """
+    if known("scale", scale, SCALES) not in scales_of(name):
+        return {}
     cells = by_cell(records)
     found: Varieties = {}
     for cell in grid(name, scale, seeds=1):
@@ -58,6 +67,33 @@ def command(name: str, scale: str = "full") -> str:
     """
     at = "" if scale == "full" else f" --scale {scale}"
     return f"python -m nb_lib sweep {name}{at} --store results/ --download"
+
+
+def commands(name: str, scale: str = "full") -> list[str]:
+    """Write the shell commands that run an experiment: `command`, or where it is of ImageNet `command_of` each cell."""
+    cells = grid(name, scale, seeds=1)
+    sized = [run for run in cells if run.image_size]
+    one_for_all = [command(name, scale)] if len(sized) < len(cells) else []
+    return one_for_all + [command_of(run) for run in sized]
+
+
+def command_of(run: Run) -> str:
+    """Write the shell command that trains one run with an image size: what differs from its network's protocol.
+
+    >>> command_of(grid("smoothout-table2-resnet18", seeds=1)[0])
+    'torchrun --nproc-per-node gpu examples/imagenet.py --network resnet18 --batch-size 16384 --store results/'
+    """
+    defaults = {f.name: f.default for f in fields(Run)}
+    usual = Run.from_dict(defaults | protocol(run.network, epochs=run.epochs))  # rates fall with the epochs
+    epochs = protocol(run.network)["epochs"]
+    options = []
+    for name, value in run.to_dict().items():
+        shown = name in ("network", "batch_size")
+        differs = value != (epochs if name == "epochs" else getattr(usual, name))
+        if shown or differs:
+            text = value if isinstance(value, str) else json.dumps(value)
+            options.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+    return f"torchrun --nproc-per-node gpu examples/imagenet.py {' '.join(options)} --store results/"
 
 
 def _origin(variety: Variety, records: list[Record]) -> str:

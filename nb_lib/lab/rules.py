@@ -15,6 +15,7 @@ def check(run: "Run") -> None:
     """Raise `InputError` for the first field of a run that cannot be."""
     _check_names(run)
     _check_numbers(run)
+    _check_image_size(run)
     _check_schedule(run)
     _check_effects(run)
     check_batches(run, run.train_size or math.inf, run.network in names.DENSE_NORMALIZED)
@@ -37,7 +38,7 @@ def _check_names(run: "Run") -> None:
 def _check_numbers(run: "Run") -> None:
     check_alpha(run.alpha)
     check_strength(run.a)
-    for name in ("batch_size", "epochs", "lr_reference", "noise_batch", "train_size"):
+    for name in ("batch_size", "epochs", "image_size", "lr_reference", "noise_batch", "train_size"):
         _require(run, name, "at least 1", least=1)
     _require(run, "ghost_batch", "at least 2", least=2)
     for name in ("lr", "clip", "halve_at", "stop_below"):
@@ -53,6 +54,16 @@ def _require(run: "Run", name: str, what: str, *, least: float, below: float = m
     value = getattr(run, name)
     if value is not None and not least <= value < below:
         raise InputError(f"{name} must be {what}, not {value!r}.")
+
+
+def _check_image_size(run: "Run") -> None:
+    """Refuse images of many sizes, and the augmentation that resizes, without a size."""
+    if run.image_size is not None:
+        return
+    if run.dataset in names.TOO_LARGE:
+        raise InputError(f"the images of {run.dataset} have many sizes: give image_size, the published one is 224.")
+    if run.augment == "resized-crop-flip":
+        raise InputError("augment 'resized-crop-flip' resizes to image_size: give it, or choose 'crop-flip'.")
 
 
 def _check_schedule(run: "Run") -> None:

@@ -33,7 +33,12 @@ class Run:
     inputs, optimizer, precision : str
         In `names.NORMALIZATIONS`, `OPTIMIZERS`, `PRECISIONS` ("tf32" for products on CUDA, "bfloat16" by autocast).
     augment : str
-        In `names.AUGMENTATIONS`: "crop-flip" trains with a random view of each image (see `lab.augmentation`).
+        In `names.AUGMENTATIONS`: "crop-flip" trains with a random view of each image (see `lab.augmentation`), or, with
+        an `image_size`, resizes its shorter side to image_size · 256/224 and crops at random; "resized-crop-flip" crops
+        a random part, 8 to 100 percent of the area, and resizes it.  Each may be mirrored.
+    image_size : int or None
+        Side in pixels of what training sees of images of any size, which ``torchrun examples/imagenet.py`` alone can;
+        None uses images as they are, of a data set that lies whole on the device.
     batch_size, alpha
         B, and NE's α ≥ 1 (NE eq. 6): one update of NE processes 2B samples.
     a, distribution, adaptive, perturb, denoise
@@ -72,6 +77,7 @@ class Run:
     split_seed: int = 0
     inputs: str = "unit"
     augment: str = "none"
+    image_size: int | None = None
     batch_size: int = 100
     alpha: float = 1.0
     a: float = 0.0

@@ -42,7 +42,18 @@ def noise_parts(run: Run, n: int) -> list[int]:
 
 
 def load_for(run: Run, *, device: str = "auto", root: str | None = None, download: bool = False) -> Data:
-    """Load the data set a run asks for, whole, on the device (see `data.load`)."""
+    """Load the data set a run asks for, whole, on the device (see `data.load`).
+
+    Raises
+    ------
+    InputError
+        As `data.load` does, and for a run with `image_size`, which is trained by ``examples/imagenet.py``.
+    """
+    if run.image_size is not None:
+        raise InputError(
+            "a run with image_size is trained by `torchrun examples/imagenet.py`, which reads images of any size: "
+            "use that, or leave image_size out."
+        )
     data = load(
         run.dataset,
         root=root,

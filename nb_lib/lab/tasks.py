@@ -96,6 +96,9 @@ class Task:
         weights_at_once = _WEIGHTS_AT_ONCE["cuda" if cuda else "cpu"]
         groups = []
         for alike in side_by_side(runs, most=len(runs)):
+            if len(alike) == 1:
+                groups.append(alike)
+                continue
             weights = parameter_count(alike[0].network, DATASETS.get(alike[0].dataset, (3, 32, 32)))
             most = min(max(1, weights_at_once // weights), _NETWORKS_AT_ONCE)
             groups += side_by_side(alike, most=most)
@@ -222,7 +225,8 @@ _loaded: dict[tuple[object, ...], Data] = {}
 
 def data_for(run: Run, device: str, root: str | None, download: bool) -> Data:
     """The run's data; only the last ones stay in memory."""
-    source = run.dataset, run.train_size, run.valid_size, run.split_seed, run.inputs, device, data_root(root)
+    subset = run.train_size, run.valid_size, run.split_seed
+    source = run.dataset, *subset, run.inputs, run.image_size, device, data_root(root)
     if source not in _loaded:
         _loaded.clear()
         _loaded[source] = load_for(run, device=device, root=root, download=download)

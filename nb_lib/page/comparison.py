@@ -170,8 +170,8 @@ def notes(comparison: pd.DataFrame) -> str:
 def readable(comparison: pd.DataFrame) -> pd.DataFrame:
     """The table of `compare` in words: accuracies in percent with their gains in points, each ± its standard error.
 
-    ``verdict`` is that of `verdict`.  ``ours is of`` says what our number is of, or the command that runs it, or what
-    is lacking.  Where the table prints updates until convergence, with how many more these are than the baseline's, or
+    ``verdict`` is that of `verdict`.  ``ours is of`` says what our number is of, or the command that runs it.
+    Where the table prints updates until convergence, with how many more these are than the baseline's, or
     sharpness, they have columns.
 
     >>> from nb_lib.compare import compare
@@ -191,8 +191,6 @@ def _in_words(row: Row) -> dict[str, str]:
     if row["n"] > 0:
         of = origin(row)
         ours = _with_gain(_number(row["accuracy"], row["se"]), _number(row["gain"], row["gain_se"], "+"))
-    elif not of.startswith("python"):
-        ours = "cannot be run"
     published_gain = _number(row["published_gain"], row["published_gain_se"], "+")
     timed = not math.isnan(row["published_updates"])
     longer_ours = _number(row["longer"], row["longer_se"], "+,", 0)
@@ -250,9 +248,7 @@ def conclusions(comparison: pd.DataFrame) -> list[str]:
             said.append(f"Ours {at} full scale: {_by_verdict(rows.to_dict('records'))}.")
     missing = gains[gains["missing"] != ""]["cell"].nunique()
     if missing:
-        said.append(
-            f"At full scale {counted(missing, gains['cell'].nunique(), 'gains')} are not run yet, or cannot be."
-        )
+        said.append(f"At full scale {counted(missing, gains['cell'].nunique(), 'gains')} are not run yet.")
     return said
 
 

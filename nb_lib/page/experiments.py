@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from nb_lib.lab.recorded import command, recorded
+from nb_lib.lab.recorded import commands, recorded
 from nb_lib.lab.runs import Record, Run
 from nb_lib.lab.store import RunStore, Source, frame, load_records
 from nb_lib.lab.sweeps import sweep
@@ -41,9 +41,9 @@ def announce(name: str, scale: str, origin: str) -> None:
     say(f"**{title(name, scale)}** ({GRIDS[name].size(scale).doc}): {origin}.")
 
 
-def not_run_yet(name: str, scale: str, *commands: str) -> None:
-    """Say so, with the commands that make the runs: that of `lab.recorded.command`, if none are given."""
-    code = as_code(commands or [command(name, scale)])
+def not_run_yet(name: str, scale: str, *given: str) -> None:
+    """Say so, with the commands that make the runs: those of `lab.recorded.commands`, if none are given."""
+    code = as_code(given or commands(name, scale))
     say(f"**{title(name, scale)}** ({GRIDS[name].size(scale).doc}) is not run yet:{code}")
 
 
