@@ -4,6 +4,7 @@ import argparse
 
 import pandas as pd
 
+from benchmarks.accumulated import bench_accumulated
 from benchmarks.measuring import bench_measures
 from benchmarks.steps import bench
 from benchmarks.trainings import bench_training, short_cases
@@ -22,7 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.short:
         _print(bench_training(device, rounds=2, chosen=short_cases(device), limit=45))
         return
-    _print(bench(device, rounds=options.rounds))
+    if options.accumulated:
+        _print(bench_accumulated(device, rounds=options.rounds or 3))
+        return
+    _print(bench(device, rounds=options.rounds or 15))
     print("\nmeasuring a network: ratios of times, and the values reached")
     _print(bench_measures(device))
     print("\ntraining: updates a second, time ÷ a plain loop's, part of the peak of a matrix product")
@@ -32,11 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto [auto]")
-    parser.add_argument("--rounds", type=int, default=15, help="repetitions [15]")
-    parser.add_argument("--short", action="store_true", help="trainings only, in under a minute on a GPU")
+    parser.add_argument("--rounds", type=int, help="repetitions of steps [15] and of accumulated updates [3]")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--short", action="store_true", help="trainings only, in under a minute on a GPU")
+    part.add_argument(
+        "--accumulated", action="store_true", help="updates accumulated over ghost batches, as on ImageNet"
+    )
     options = parser.parse_args(arguments)
     try:
-        options.rounds = whole("--rounds", options.rounds, 1)
+        if options.rounds is not None:
+            options.rounds = whole("--rounds", options.rounds, 1)
         options.device = pick_device(options.device)
     except InputError as error:
         parser.error(str(error))

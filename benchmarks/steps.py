@@ -24,7 +24,7 @@ Row = dict[str, object]  # of a table
 
 ALPHA = 1.5
 A = 0.0375  # strength of SmoothOut's noise
-_ADAPTIVE_A = 0.15
+ADAPTIVE_A = 0.15
 _IMAGES = {"ne-f1": (1, 28, 28), "ne-c1": (3, 32, 32)}
 _RATIOS = {  # of the times of two steps
     "NE ÷ plain step of 2B": ("NE", "plain 2B"),
@@ -45,7 +45,7 @@ def bench(device: torch.device, *, rounds: int = 15) -> pd.DataFrame:
     for network, batch_sizes in sizes.items():
         for b in batch_sizes:
             times = interleaved(_steps(network, b, device), device, rounds)
-            for row in _ratios(times):
+            for row in ratios_of(times, _RATIOS):
                 rows.append({"network": network, "B": b, **row})
     return pd.DataFrame(rows)
 
@@ -95,9 +95,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _ratios(times: pd.DataFrame) -> list[Row]:
+def ratios_of(times: pd.DataFrame, ratios: Mapping[str, tuple[str, str]]) -> list[Row]:
+    """Medians and quartiles over rounds of the ratios of two steps' times, a row a ratio."""
     rows: list[Row] = []
-    for what, (step, other) in _RATIOS.items():
+    for what, (step, other) in ratios.items():
         ratio = times[step] / times[other]
         low, high = ratio.quantile(0.25), ratio.quantile(0.75)
         rows.append({"what": what, "ratio": ratio.median(), "low": low, "high": high})
@@ -133,7 +134,7 @@ def _steps(network: str, b: int, device: torch.device) -> dict[str, Step]:
     return {
         "plain B": _whole(model(), plain),
         "SmoothOut": _smoothout(model(), plain, A),
-        "AdaSmoothOut": _smoothout(model(), plain, _ADAPTIVE_A, adaptive=True),
+        "AdaSmoothOut": _smoothout(model(), plain, ADAPTIVE_A, adaptive=True),
         "naive SmoothOut": _whole(model(), naive),
         "noise alone": _noise_alone(model()),
         "naive noise alone": partial(naive_smoothout, model(), _nothing),

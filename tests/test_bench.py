@@ -1,7 +1,8 @@
 """The benchmark compares what it says: every step trains, and ratios are of steps of the same round."""
 
+from copy import deepcopy
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import __main__ as shell
-from benchmarks import measuring, plain, steps, trainings
+from benchmarks import accumulated, measuring, plain, steps, trainings
 from nb_lib.lab.augmentation import PADDING, PLACES, VIEWS, Views
 from nb_lib.lab.data import Data, Split
 from nb_lib.lab.networks import build
 from nb_lib.lab.training_step import TrainingStep
 from nb_lib.noise_enhancement import noise_enhanced_loss
+from nb_lib.smoothout import SmoothOut
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -24,7 +26,7 @@ def test_every_step_runs_and_no_ratio_lacks_its_times():
     times = steps.interleaved(steps._steps("ne-f1", 4, CPU), CPU, rounds=2)
     assert len(times) == 2
     assert (times > 0).all(axis=None)
-    for row in steps._ratios(times):
+    for row in steps.ratios_of(times, steps._RATIOS):
         assert row["low"] <= row["ratio"] <= row["high"]
 
 
@@ -32,7 +34,7 @@ def test_ratios_are_medians_over_rounds_of_steps_timed_in_turn():
     names = list(steps._steps("ne-f1", 2, CPU))
     times = pd.DataFrame({name: [1.0, 10.0, 2.0] for name in names})  # the machine drifts tenfold
     times["NE"] = 1.5 * times["plain 2B"]
-    ratios = {row["what"]: row["ratio"] for row in steps._ratios(times)}
+    ratios = {row["what"]: row["ratio"] for row in steps.ratios_of(times, steps._RATIOS)}
     assert ratios["NE ÷ plain step of 2B"] == pytest.approx(1.5)
     assert ratios["SmoothOut ÷ plain step"] == pytest.approx(1.0)
 
@@ -458,6 +460,224 @@ def test_operations_are_counted_as_by_hand():
     assert trainings.flops_per_sample("resnet44") == pytest.approx(resnet44)
 
 
+SMALL = accumulated.Case("resnet8", ghost_batches=3, images=4, pixels=8)
+
+
+@pytest.fixture
+def ghost_batches():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (3, 4, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(1000, (3, 4), generator=generator)
+    return list(zip(images, labels, strict=True))
+
+
+def loss_and_gradient(net, batches):
+    """Mean over the batches, in one graph and without leaving anything in the network."""
+    losses = [F.cross_entropy(net(2 * images.float() / 255 - 1), labels) for images, labels in batches]
+    loss = torch.stack(losses).mean()
+    return loss.detach(), torch.autograd.grad(loss, list(net.parameters()))
+
+
+@torch.no_grad()
+def momentum_step(net, velocities, gradients):
+    """v ← μ v + g, w ← w − η v."""
+    for p, v, g in zip(net.parameters(), velocities, gradients, strict=True):
+        v.mul_(0.9).add_(g)
+        p.sub_(0.01 * v)
+
+
+def assert_moved_alike(net, by_hand, before):
+    for p, q, old in zip(net.parameters(), by_hand.parameters(), before.parameters(), strict=True):
+        assert (q - old).norm() > 0
+        assert (p - q).norm() < 1e-3 * (q - old).norm()
+
+
+def test_an_accumulated_update_is_a_step_along_the_mean_gradient(ghost_batches):
+    net = accumulated.network(SMALL, CPU)
+    before, by_hand = deepcopy(net), deepcopy(net)
+    velocities = [torch.zeros_like(p) for p in net.parameters()]
+    update = accumulated.accumulated(net, ghost_batches, 3)
+    for _ in range(2):
+        loss, gradients = loss_and_gradient(by_hand, ghost_batches)
+        torch.testing.assert_close(update(), loss)
+        momentum_step(by_hand, velocities, gradients)
+    assert_moved_alike(net, by_hand, before)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_each_ghost_batch_has_noise_of_its_own_and_the_step_is_from_the_clean_weights(adaptive, ghost_batches):
+    net = accumulated.network(SMALL, CPU)
+    before, by_hand = deepcopy(net), deepcopy(net)
+    noisy = []
+
+    def keep_copy(net, _):
+        copy = deepcopy(before)
+        weights = [p.detach() for p in net.parameters()]
+        torch.nn.utils.vector_to_parameters(torch.cat([w.flatten() for w in weights]), copy.parameters())
+        noisy.append(copy)
+
+    handle = net.register_forward_pre_hook(keep_copy)
+    loss = accumulated.accumulated(net, ghost_batches, 3, SmoothOut(net, 0.1, adaptive=adaptive))()
+    handle.remove()
+    assert len(noisy) == 3
+    for first, second in combinations([before, *noisy], 2):
+        assert not torch.equal(first[0].weight, second[0].weight)
+    parts = [loss_and_gradient(copy, [batch]) for copy, batch in zip(noisy, ghost_batches, strict=True)]
+    torch.testing.assert_close(loss, torch.stack([part for part, _ in parts]).mean())
+    gradients = [torch.stack(of_parts).mean(0) for of_parts in zip(*(g for _, g in parts), strict=True)]
+    momentum_step(by_hand, [torch.zeros_like(p) for p in net.parameters()], gradients)
+    assert_moved_alike(net, by_hand, before)
+
+
+def test_the_reference_loop_makes_a_step_for_each_ghost_batch(ghost_batches):
+    net = accumulated.network(SMALL, CPU)
+    before, by_hand = deepcopy(net), deepcopy(net)
+    velocities = [torch.zeros_like(p) for p in net.parameters()]
+    for batch in ghost_batches:
+        _, gradients = loss_and_gradient(by_hand, [batch])
+        momentum_step(by_hand, velocities, gradients)
+    accumulated.reference(net, ghost_batches)()
+    assert_moved_alike(net, by_hand, before)
+
+
+def test_the_noise_of_an_update_is_drawn_alone_as_often_as_in_one():
+    smooth = SmoothOut(accumulated.network(SMALL, CPU), 0.1)
+    before = smooth.flat.work.clone()
+    accumulated.noise_alone(smooth, 3)()
+    assert smooth.draws == 3
+    assert not smooth.noisy
+    assert torch.equal(smooth.flat.work, before)
+
+
+def test_ways_differ_in_their_noise_alone(monkeypatch):
+    noises = []
+
+    class Watched(SmoothOut):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            noises.append(self)
+
+    networks = []
+
+    def build_watched(*arguments, **options):
+        networks.append(build(*arguments, **options))
+        return networks[-1]
+
+    monkeypatch.setattr(accumulated, "SmoothOut", Watched)
+    monkeypatch.setattr(accumulated, "build", build_watched)
+    ways = accumulated.ways(SMALL, CPU)
+    smooth, adaptive = noises
+    assert (smooth.a, smooth.adaptive, adaptive.a, adaptive.adaptive) == (0.0375, False, 0.15, True)
+    assert len(networks) == 4
+    for net in networks:
+        torch.testing.assert_close(net.state_dict(), networks[0].state_dict(), rtol=0, atol=0)
+    before = networks[0][0].weight.detach().clone()
+    draws = {}
+    for name, way in ways.items():
+        already = smooth.draws, adaptive.draws
+        way()
+        draws[name] = (smooth.draws - already[0], adaptive.draws - already[1])
+    assert draws == {
+        "reference": (0, 0),
+        "accumulated": (0, 0),
+        "SmoothOut": (3, 0),
+        "AdaSmoothOut": (0, 3),
+        "noise of SmoothOut": (3, 0),
+        "noise of AdaSmoothOut": (0, 3),
+    }
+    for net in networks:
+        assert not torch.equal(net[0].weight, before), "every network is trained by its way"
+
+
+def test_ghost_batches_are_cut_anew_from_a_small_pool(monkeypatch):
+    monkeypatch.setattr(accumulated, "POOL", 5)
+    torch.manual_seed(0)
+    batches = accumulated.ghost_batches(SMALL, CPU)
+    updates = []
+    for _ in range(2):
+        images, labels = zip(*batches, strict=True)
+        assert [x.shape for x in images] == 3 * [(4, 3, 8, 8)]
+        updates.append(torch.cat(labels))
+        assert images[0].dtype == torch.uint8
+        assert accumulated._inputs(images[0]).abs().max() <= 1
+        pairs = {(bytes(x.flatten().tolist()), int(y)) for x, y in zip(torch.cat(images), updates[-1], strict=True)}
+        assert len({image for image, _ in pairs}) == len(pairs) <= 5, "an image has one label"
+    assert not torch.equal(*updates)
+
+
+TIMES = pd.DataFrame({name: [1.0, 2.0] for pair in accumulated._RATIOS.values() for name in pair})
+COLUMNS_OF_ACCUMULATED = ["network", "K", "images", "pixels", "precision", "what", "ratio", "low", "high"]
+
+
+def test_accumulated_updates_have_a_row_a_ratio_with_their_sizes():
+    chosen = [SMALL, replace(SMALL, ghost_batches=5, images=2)]
+    table = accumulated.bench_accumulated(CPU, rounds=2, chosen=chosen)
+    assert list(table) == COLUMNS_OF_ACCUMULATED
+    whats = list(accumulated._RATIOS)
+    assert list(table["what"]) == 2 * whats
+    sizes = table[["network", "K", "images", "pixels", "precision"]].drop_duplicates()
+    assert sizes.to_numpy().tolist() == [["resnet8", 3, 4, 8, "float32"], ["resnet8", 5, 2, 8, "float32"]]
+    assert (table["low"] > 0).all()
+    assert (table["low"] <= table["ratio"]).all()
+    assert (table["ratio"] <= table["high"]).all()
+
+
+def test_few_ghost_batches_are_warmed_up_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(accumulated, "interleaved", lambda ways, device, rounds, warm_up: seen.append(warm_up) or TIMES)
+    monkeypatch.setattr(accumulated, "ways", lambda case, device: {})
+    chosen = [replace(SMALL, ghost_batches=k) for k in (8, 128)]
+    accumulated.bench_accumulated(CPU, chosen=chosen)
+    assert seen == [1, 0]
+
+
+def test_ratios_of_accumulated_updates_are_medians_over_rounds():
+    drift = pd.Series([1.0, 10.0, 2.0])
+    times = pd.DataFrame({"reference": drift, "accumulated": 0.8 * drift, "SmoothOut": 0.9 * drift})
+    times["AdaSmoothOut"] = [1.0, 10.0, 1.8]
+    times["noise of SmoothOut"] = 0.09 * drift
+    times["noise of AdaSmoothOut"] = [0.1, 2.0, 0.54]
+    rows = {row["what"]: row for row in accumulated.ratios_of(times, accumulated._RATIOS)}
+    assert rows["accumulated ÷ reference"]["ratio"] == pytest.approx(0.8)
+    assert rows["SmoothOut ÷ accumulated"]["ratio"] == pytest.approx(1.125)
+    assert rows["AdaSmoothOut ÷ accumulated"]["ratio"] == pytest.approx(1.25)
+    assert rows["noise of SmoothOut ÷ its update"]["ratio"] == pytest.approx(0.1)
+    share = rows["noise of AdaSmoothOut ÷ its update"]
+    assert [share["low"], share["ratio"], share["high"]] == pytest.approx([0.15, 0.2, 0.25])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_both_networks_accumulate_few_and_many_ghost_batches(device):
+    cases = accumulated.cases(torch.device(device))
+    assert [(c.network, c.ghost_batches) for c in cases] == list(product(("alexnet", "resnet18"), (8, 128)))
+    if device == "cuda":  # the published sizes
+        assert {(c.images, c.pixels) for c in cases} == {(128, 224)}
+        assert cases[1].ghost_batches * cases[1].images == 16_384
+    else:
+        assert max(c.ghost_batches * c.images for c in cases) <= 512
+
+
+@pytest.mark.slow
+def test_the_networks_of_the_paper_are_accumulated_on_a_cpu():
+    chosen = [replace(case, ghost_batches=2) for case in accumulated.cases(CPU)[1::2]]
+    table = accumulated.bench_accumulated(CPU, rounds=1, chosen=chosen)
+    assert table["network"].unique().tolist() == ["alexnet", "resnet18"]
+    assert np.isfinite(table[["ratio", "low", "high"]].to_numpy()).all()
+
+
+def test_the_accumulated_bench_prints_its_updates_alone(capsys, monkeypatch):
+    monkeypatch.setattr(accumulated, "cases", lambda device: [SMALL])
+    seen = []
+    monkeypatch.setattr(accumulated, "interleaved", lambda ways, device, rounds, warm_up: seen.append(rounds) or TIMES)
+    shell.main(["--accumulated", "--device", "cpu"])
+    shell.main(["--accumulated", "--device", "cpu", "--rounds", "7"])
+    assert seen == [3, 7]
+    printed = capsys.readouterr().out
+    assert printed.count("AdaSmoothOut ÷ accumulated") == 2
+    assert printed.count("1.000") == 2 * 3 * 5
+    assert "training:" not in printed
+
+
 def test_the_short_bench_prints_its_trainings(capsys, monkeypatch):
     monkeypatch.setitem(trainings.PEAK_SIZE, "cpu", 256)
     chosen = [trainings.Case("digits-mlp", 50, updates=3)]
@@ -466,7 +686,27 @@ def test_the_short_bench_prints_its_trainings(capsys, monkeypatch):
     assert "digits-mlp" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["--device", "tpu"], ["--rounds", "0"]])
+def test_the_whole_bench_has_every_part(capsys, monkeypatch):
+    called = {}
+
+    def stand_in(name):
+        def part(device, **options):
+            called[name] = options
+            return pd.DataFrame({"what": [f"table of {name}"]})
+
+        return part
+
+    for name in ("bench", "bench_measures", "bench_training"):
+        monkeypatch.setattr(shell, name, stand_in(name))
+    shell.main(["--device", "cpu"])
+    assert called == {"bench": {"rounds": 15}, "bench_measures": {}, "bench_training": {}}
+    printed = capsys.readouterr().out
+    assert all(f"table of {name}\n" in printed for name in called)
+    shell.main(["--device", "cpu", "--rounds", "2"])
+    assert called["bench"] == {"rounds": 2}
+
+
+@pytest.mark.parametrize("options", [["--device", "tpu"], ["--rounds", "0"], ["--short", "--accumulated"]])
 def test_a_mistake_on_the_command_line_is_one_sentence(options, capsys):
     with pytest.raises(SystemExit, match="2"):
         shell.main(options)
