@@ -85,6 +85,7 @@ SAMPLE = {
     "claims": ["stores=['an empty folder']"],
     "compare": ["base as text", "stores=['an empty folder']"],
     "gradient_noise": ["batch_size=1"],
+    "large_batches": ["seeds=1"],
     "ne_experiments": ["budget=0", "train=False", "train=2"],
     "noise_enhancement": ["network=smoothout-f1", "epochs=1", "batch_sizes=[48, 7]"],
     "one_copy": ["eta=0.0001"],

@@ -172,6 +172,14 @@ def test_residual_networks_of_any_depth_are_accepted():
         read(network="resnet45")
 
 
+@pytest.mark.parametrize("given", [{"network": "alexnet"}, {"network": "resnet18"}, {"dataset": "imagenet"}])
+def test_what_no_chapter_can_train_is_refused_with_what_can(given):
+    [(name, value)] = given.items()
+    with pytest.raises(InputError, match=rf"^{value} is trained .*`torchrun examples/imagenet\.py` alone: .*{name}\.$"):
+        read("sharpness", **given)
+    assert value not in RULES[name].ends
+
+
 def test_chapters_train_grids_of_their_own_paper_only():
     read("smoothout_experiments", grid="smoothout-table1-c3")
     read("ne_experiments", grid="ne-table3-c2")

@@ -15,7 +15,7 @@ from typing import Any
 from nb_lib import errors, papers
 from nb_lib.errors import InputError, known
 from nb_lib.lab import text
-from nb_lib.lab.names import DATASETS, NETWORKS, check_network
+from nb_lib.lab.names import DATASETS, NETWORKS, TOO_LARGE, check_network
 
 #: Raises `InputError` if the parameter of this name cannot have this value.
 Check = Callable[[str, Any], object]
@@ -170,13 +170,21 @@ def _at_least(check: Callable[[Any], float], least: float) -> Rule:
     return Rule(float, both, (least, 100.0), (math.inf, least - 0.5, True))
 
 
+def _on_large_images(network: str) -> bool:
+    """Whether a network is published for images of any size, which no chapter trains on."""
+    return "image_size" in papers.protocol(network)
+
+
 def _check_network(_: str, value: Any) -> None:
-    check_network(str(value))
+    if _on_large_images(check_network(str(value))):
+        raise InputError(f"{value} is trained by `torchrun examples/imagenet.py` alone: choose another network.")
 
 
 def _check_dataset(name: str, value: Any) -> None:
     if not (isinstance(value, str) and value.startswith("folder:")):
         known(name, value, [*DATASETS, "folder:NAME"])
+    if value in TOO_LARGE:
+        raise InputError(f"{value} is trained on by `torchrun examples/imagenet.py` alone: choose another {name}.")
 
 
 def _is_path(value: Any) -> bool:
@@ -189,8 +197,10 @@ def _is_device(value: Any) -> bool:
 
 _alpha = _at_least(errors.check_alpha, 1.0)
 _strength = _at_least(errors.check_strength, 0.0)
-_network = Rule(str, _check_network, (*NETWORKS, "resnet8"), ("resnet9",))
-_dataset = Rule(str, _check_dataset, tuple(DATASETS), ("mnis",))
+_networks = [name for name in NETWORKS if not _on_large_images(name)]
+_datasets = [name for name in DATASETS if name not in TOO_LARGE]
+_network = Rule(str, _check_network, (*_networks, "resnet8"), ("resnet9", "alexnet"))
+_dataset = Rule(str, _check_dataset, tuple(_datasets), ("mnis", *TOO_LARGE))
 _flag = must_be("True or False", lambda value: isinstance(value, bool), bool, ends=(True, False), beyond=(2,))
 _path = must_be("the path of a folder", _is_path, beyond=("", 5))
 _device = must_be("'cpu', 'cuda' or 'auto'", _is_device, ends=("cpu", "auto"), beyond=(0,))
@@ -208,10 +218,13 @@ RULES: dict[str, Rule] = {
     "gradient_noise.train_size": optional(whole(40, 4000)),
     "epochs": optional(whole(1)),
     "same_or_different.epochs": whole(1),
+    "large_batches.epochs": whole(1),
     "batch_size": whole(1),
+    "large_batches.batch_size": whole(2),
     "batch_sizes": several(whole(1)),
     "sharpness.batch_sizes": several(whole(1), 2),
     "large_batch": whole(1),
+    "large_batches.large_batch": whole(2),
     "alpha": _alpha,
     "alphas": several(_alpha),
     "strengths": several(_strength),
@@ -241,6 +254,12 @@ RULES: dict[str, Rule] = {
     "stores": several(_path),
     "profiles": _path,
     "select": one_of(("test", "validation")),
+    # an assumed GPU
+    "gpu_operations": number(0.01, 1e5),
+    "gpu_memory": number(1, 1e6),
+    "gpu_link": number(0.01, 1e5),
+    "gpu_network": number(0.01, 1e5),
+    "gpu_decoding": number(1, 1e7),
     # toys
     "seed": whole(0),
     "n": whole(10),
