@@ -122,3 +122,17 @@ def empty(path):
 
 def garbage(path):
     path.write_bytes(os.urandom(100))
+
+
+def write_colors(folder, train=20, val=5, classes=10):
+    """JPEG files of many sizes in ``{train,val}/<class>``, so many of a class, whose color it is; as torchvision's."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for k in range(classes):
+            color = 255 * np.array([k % 3, k // 3 % 3, k / 4.5]) / 2
+            for i in range(count):
+                height, width = rng.integers(33, 60, 2)
+                image = color + rng.normal(0, 40, (height, width, 3))
+                path = folder / part / f"class {k}" / f"{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)

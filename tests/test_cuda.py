@@ -222,3 +222,29 @@ def test_a_gray_data_set_needs_no_channels_last_and_one_of_colors_has_weights_so
         if isinstance(module, torch.nn.Conv2d):
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
     assert Training([Run(network="ne-f1", batch_size=20)], gray).model[1].weight.is_contiguous()
+
+
+def test_the_program_for_many_gpus_stops_and_goes_on(tmp_path, monkeypatch):
+    """With one process; what it adds up, and to the bit, `test_imagenet.py` tests on CPUs."""
+    pytest.importorskip("torchvision")
+    from made_data import write_colors
+    from test_imagenet import arguments, imagenet
+
+    write_colors(tmp_path / "made", train=8, val=2)
+    fields = {"image_size": 64, "a": 0.15, "adaptive": True, "alpha": 1.5, "precision": "bfloat16", "device": "cuda"}
+    given = arguments(tmp_path, tmp_path / "store", network="resnet18", lr=0.05, **fields)
+    monkeypatch.setattr("sys.argv", ["imagenet.py", *given])
+    update = imagenet.Training.update
+
+    def then_stop(self, *batch):
+        update(self, *batch)
+        self.stopping = self.updates == 3
+
+    monkeypatch.setattr(imagenet.Training, "update", then_stop)
+    assert imagenet.main() == imagenet.TRY_AGAIN
+    assert imagenet.main() == 0
+    [record] = RunStore(tmp_path / "store")
+    assert (record.status, record.updates) == ("finished", 6)
+    assert record.provenance["device"] == device_name(CUDA)
+    first, *_, last = record.curve
+    assert last["loss"] < first["loss"]

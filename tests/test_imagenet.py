@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from made_data import write_colors
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,21 +64,8 @@ def arguments(root, store, **fields):
 def made(tmp_path_factory):
     """A root with 200 images to train and 50 to test with, in ten classes that differ in color, of many sizes."""
     root = tmp_path_factory.mktemp("root")
-    write(root / "made")
+    write_colors(root / "made")
     return root
-
-
-def write(folder, train=20, val=5, classes=10):
-    rng = np.random.default_rng(0)
-    for part, count in (("train", train), ("val", val)):
-        for k in range(classes):
-            color = 255 * np.array([k % 3, k // 3 % 3, k / 4.5]) / 2
-            for i in range(count):
-                height, width = rng.integers(33, 60, 2)
-                image = color + rng.normal(0, 40, (height, width, 3))
-                path = folder / part / f"class {k}" / f"{i}.jpg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
 
 
 @pytest.fixture
@@ -205,7 +193,7 @@ def damaged(root, folder, name):
     """A copy of the images in which one cannot be read."""
     copy = Path(folder) / name
     if os.environ["RANK"] == "0":
-        write(copy / "made", train=8, val=2)
+        write_colors(copy / "made", train=8, val=2)
         (copy / "made" / "train" / "class 3" / "1.jpg").write_bytes(b"no image")
         (copy / "ready").touch()
     while not (copy / "ready").exists():
@@ -444,7 +432,7 @@ def call(monkeypatch, capsys):
 
 @pytest.mark.parametrize("network", ["alexnet", "alexnet-dropout", "resnet18"])
 def test_the_papers_networks_train(call, tmp_path, network):
-    write(tmp_path / "made", train=4, val=1)
+    write_colors(tmp_path / "made", train=4, val=1)
     fields = {"image_size": 64, "batch_size": 20, "epochs": 1, "a": 0.15, "adaptive": True}
     said = call(*arguments(tmp_path, tmp_path / "store", network=network, **fields))
     assert "finished after 2 updates" in said
@@ -566,7 +554,7 @@ def test_folders_that_cannot_be(tmp_path, call):
         return call(*arguments(tmp_path, tmp_path / "store"), status=2)
 
     assert "made/train does not hold <class>/<image files> for every class" in sentence()
-    write(tmp_path / "made", train=2, val=1)
+    write_colors(tmp_path / "made", train=2, val=1)
     (tmp_path / "made" / "val" / "class 3").rename(tmp_path / "made" / "val" / "other")
     assert "is 'class 3', 'other' (2): add or remove it." in sentence()
     (tmp_path / "made" / "train" / "other").mkdir()
