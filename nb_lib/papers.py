@@ -250,7 +250,7 @@ def run(**fields: Any) -> Run:
     How a batch is cut is left out where it is no larger than a part, so that it makes no other run of it.
     """
     B = fields.get("batch_size", Run.batch_size)
-    part = fields.get("noise_batch", math.inf)
+    part = fields.get("noise_batch") or math.inf  # None is the whole batch
     if part >= B:
         fields.pop("cutting", None)
     return Run.from_dict(fields)

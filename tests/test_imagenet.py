@@ -24,7 +24,9 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 from nb_lib.errors import InputError
+from nb_lib.ghost_batch_norm import GhostBatchNorm
 from nb_lib.lab import processes, streamed
+from nb_lib.lab.names import published_ghost_batch
 from nb_lib.lab.networks import build
 from nb_lib.lab.setup import make_smoothout
 from nb_lib.lab.store import RunStore
@@ -56,7 +58,7 @@ def small(network="smoothout-c1", **fields):
 
 def arguments(root, store, **fields):
     """The same run on the command line."""
-    named = {"network": "smoothout-c1", **SMALL, **fields, "root": root, "store": store, "workers": 0}
+    named = {"network": "smoothout-c1", **SMALL, "workers": 0, **fields, "root": root, "store": store}
     return list(chain(*((f"--{name.replace('_', '-')}", str(value)) for name, value in named.items())))
 
 
@@ -176,11 +178,12 @@ def trained(device, root, folder):
         training.update(*next(updates))
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    training.at.save(checkpoints, training.updates)
+    training.save(checkpoints)
     middle = {name: value.clone() for name, value in training.model.state_dict().items()}
-    total = training.at.total.clone()
-    status = training.finish(folder, 1e9)
-    record = training.record(status, 0)
+    total = training.progress.total.clone()
+    assert training.finish(folder, 1e9)
+    status = training.status
+    record = training.record(0)
     kept = {"middle": middle, "total": total, "thetas": torch.stack(drawn), "curve": record.curve, "status": status}
     return kept | {
         "end": training.model.state_dict(),
@@ -295,12 +298,13 @@ def test_two_processes_learn(two):
 def test_a_checkpoint_of_two_processes_goes_on_in_one(two, made, alone):
     training = imagenet.Training(small(a=0.01, epochs=2), *streamed.train_and_val(made / "made"), alone, 0)
     training.load(processes.newest(two.folder / "checkpoints"))
-    assert (training.at.epoch, training.at.done) == (0, 3)
+    assert (training.progress.epoch, training.progress.done) == (0, 3)
     for name, value in training.model.state_dict().items():
         assert torch.equal(value, two.ranks[0]["middle"][name]), name
-    assert training.at.total == sum(kept["total"] for kept in two.ranks)
-    assert training.finish(two.folder, 1e9) == "finished"
-    first, last = training.record("finished", 0).curve
+    assert training.progress.total == sum(kept["total"] for kept in two.ranks)
+    assert training.finish(two.folder, 1e9)
+    assert training.status == "finished"
+    first, last = training.record(0).curve
     assert (first["updates"], last["updates"]) == (5, 10)
     # the epoch's losses: those of before, and of the same images since
     assert first["loss"] == pytest.approx(two.ranks[0]["curve"][0]["loss"], rel=0.1)
@@ -309,7 +313,10 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(two, made, alone):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("unreadable", r"class 3/1\.jpg is not a readable image \(UnidentifiedImageError\): .* --leave-out-unreadable"),
+        (
+            "unreadable",
+            r"class 3/1\.jpg is not a readable 8-bit image \(UnidentifiedImageError\): .* --leave-out-unreadable",
+        ),
         ("uneven", r"2 processes cannot share batches of 30 out in whole ghost batches of 10: .* divides 3\."),
         ("not taken off", r"noise that is not taken off makes the processes' weights differ"),
     ],
@@ -338,14 +345,15 @@ def test_unreadable_files_are_named_counted_and_left_out_on_request(two):
 # ------------------------------------------------------------------------------------------------------- interruptions
 
 
-def program(*command, **environment):
+def program(*command, start_new_session=False):
     """The program in processes of its own."""
     quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *command]
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | quiet | environment,
+        env=os.environ | quiet,
+        start_new_session=start_new_session,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -409,6 +417,47 @@ def test_sigterm_writes_a_checkpoint_and_asks_to_be_tried_again(made, tmp_path, 
     assert outcome(tmp_path / "whole") == outcome(tmp_path)
 
 
+def test_sigterm_to_all_processes_of_a_job_spares_those_that_decode(made, tmp_path):
+    """As schedulers and torchrun send it: also to the workers of the data loaders, whose images are needed still."""
+    fields = {**ENHANCED_AND_SMOOTHED, "epochs": 100, "workers": 2}
+    stopped = program(
+        "examples/imagenet.py", *arguments(made, tmp_path, every="0.01s", **fields), start_new_session=True
+    )
+    wait_for_checkpoint(tmp_path, 3, stopped)
+    decoding = psutil.Process(stopped.pid).children()
+    os.killpg(stopped.pid, signal.SIGTERM)
+    said, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == imagenet.TRY_AGAIN, said
+    assert "Traceback" not in said
+    assert len(list(tmp_path.glob("*.checkpoints/[0-9]*"))) == 1
+    assert len(decoding) >= 2
+    psutil.wait_procs(decoding, timeout=20)
+    assert not any(process.is_running() for process in decoding)
+
+
+def test_sigterm_before_the_first_update_loses_nothing_either(made, tmp_path):
+    stopped = program("examples/imagenet.py", *arguments(made, tmp_path, epochs=100))
+    while not list(tmp_path.glob("*.checkpoints")):  # its folder is claimed
+        assert stopped.poll() is None, stopped.stdout.read()
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    said, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == imagenet.TRY_AGAIN, said
+
+
+def test_what_was_trained_is_kept_while_it_is_measured(made, tmp_path, call, monkeypatch):
+    record, update = imagenet.Training.record, imagenet.Training.update
+    monkeypatch.setattr(imagenet.Training, "record", imagenet.try_again)
+    with pytest.raises(SystemExit, match="75"):
+        call(*arguments(made, tmp_path, a=0.01))
+    monkeypatch.setattr(imagenet.Training, "record", record)
+    monkeypatch.setattr(imagenet.Training, "update", lambda *_: pytest.fail("it had ended"))
+    call(*arguments(made, tmp_path, a=0.01))
+    monkeypatch.setattr(imagenet.Training, "update", update)
+    call(*arguments(made, tmp_path / "whole", a=0.01))
+    assert outcome(tmp_path / "whole") == outcome(tmp_path)
+
+
 # --------------------------------------------------------------------------------------------------------- one process
 
 
@@ -454,11 +503,54 @@ def test_flags_need_no_value(tmp_path, monkeypatch):
     assert run.scaled_lr_steps[0] == (0, pytest.approx(0.01 * 128**0.5))
 
 
+@pytest.mark.parametrize("network", ["digits-mlp", "ne-f1", "ne-c1-quarter", "smoothout-f1", "resnet8"])
+def test_any_network_of_the_library_trains(call, made, tmp_path, network):
+    normalized = published_ghost_batch(network) is not None
+    ghosts = ["--ghost-batch", "20"] if normalized else []
+    sizes = ["--image-size", "32", "--batch-size", "40", "--epochs", "3", "--lr", "0.001"]
+    call(
+        "--network", network, "--dataset", "folder:made", *sizes, *ghosts, "--root", str(made), "--store", str(tmp_path)
+    )
+    [record] = RunStore(tmp_path)
+    assert (record.run.network, record.run.inputs, record.updates) == (network, "imagenet", 15)
+    assert record.curve[-1]["loss"] < record.curve[0]["loss"]
+
+
+def test_the_rate_is_halved_once_the_loss_is_low_enough(call, made, tmp_path):
+    call(*arguments(made, tmp_path, network="resnet18", lr=0.05, lr_scaling="none", halve_at=2.5, epochs=3))
+    [record] = RunStore(tmp_path)
+    losses = [point["loss"] for point in record.curve]
+    assert losses[0] < 2.5
+    steps = dict(record.run.scaled_lr_steps)
+    rates = [point["lr"] for point in record.curve]
+    published = [max(start for start in steps if start <= epoch) for epoch in range(3)]
+    assert rates == [steps[start] / (1 if epoch == 0 else 2) for epoch, start in enumerate(published)]
+
+
+@pytest.mark.parametrize(("batch_size", "ghost_batch"), [(45, 10), (40, 30)])
+def test_a_part_that_has_a_draw_of_its_own_is_normalized_as_a_whole(alone, made, batch_size, ghost_batch, monkeypatch):
+    """Also where the authors' cutting makes it larger than the ghost batch."""
+    run = small(batch_size=batch_size, ghost_batch=ghost_batch, noise_batch=ghost_batch, a=0.01)
+    training = imagenet.Training(run, *streamed.train_and_val(made / "made"), alone, 0)
+    groups = []
+    for layer in training.model.modules():
+        if isinstance(layer, GhostBatchNorm):
+            cut = layer._group_sizes
+            layer._group_sizes = lambda n, cut=cut: groups.append((n, cut(n))) or cut(n)
+    sizes, parts = next(training.reader.updates(0))
+    assert max(sizes) > ghost_batch
+    training.update(sizes, parts)
+    assert {n for n, _ in groups} == set(sizes)
+    assert all(cut == [n] for n, cut in groups)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(call, made, tmp_path):
     call(*arguments(made, tmp_path, network="resnet18", lr=1e30, clip=None))
     [record] = RunStore(tmp_path)
+    assert record.run.clip is None
     assert (record.status, record.epochs) == ("diverged", 1)
     assert record.updates < 5
+    assert record.samples == 40 * record.updates
 
 
 def test_testing_takes_every_image_once_at_the_clean_weights(alone, made):
@@ -553,6 +645,8 @@ def test_folders_that_cannot_be(tmp_path, call):
     def sentence():
         return call(*arguments(tmp_path, tmp_path / "store"), status=2)
 
+    assert "there is no folder" in sentence()
+    (tmp_path / "made" / "train").mkdir(parents=True)
     assert "made/train does not hold <class>/<image files> for every class" in sentence()
     write_colors(tmp_path / "made", train=2, val=1)
     (tmp_path / "made" / "val" / "class 3").rename(tmp_path / "made" / "val" / "other")
@@ -587,6 +681,81 @@ def test_without_the_side_of_the_images(made, tmp_path, call):
     assert "image_size is missing" in call(*given, status=2)
 
 
+def leave_out(folder, files):
+    """A root whose folder has these files spoiled."""
+    write_colors(folder / "made", train=4, val=2)
+    for file in files:
+        for path in (folder / "made").glob(file):
+            path.write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "batch_size", "words"),
+    [
+        ("train/class 3/*", 20, "no image of class 'class 3' in .*train can be read: replace some, or remove it"),
+        ("val/*/*", 20, "no image of class 'class 0' in .*val can be read"),
+        ("train/class 3/1.jpg", 40, r"batch_size 40 is larger than the training set \(39 images\)"),
+        ("train/class 3/1.jpg", 19, "leaves one of 39 images to a process"),
+    ],
+)
+def test_what_is_left_must_still_train(call, tmp_path, spoiled, batch_size, words):
+    leave_out(tmp_path, [spoiled])
+    fields = {"batch_size": batch_size, "ghost_batch": None, "noise_batch": None, "epochs": 1}
+    given = [*arguments(tmp_path, tmp_path / "store", **fields), "--leave-out-unreadable"]
+    assert re.search(words, call(*given, status=2))
+
+
+def test_images_that_were_left_out_stay_out(call, tmp_path, monkeypatch):
+    leave_out(tmp_path, ["train/class 3/1.jpg"])
+    given = arguments(tmp_path, tmp_path / "store", epochs=2, every="0.001s", batch_size=20)
+    update = imagenet.Training.update
+
+    def then_stop(self, *batch):
+        update(self, *batch)
+        self.stopping = self.updates == 1
+
+    monkeypatch.setattr(imagenet.Training, "update", then_stop)
+    call(*given, "--leave-out-unreadable", status=imagenet.TRY_AGAIN)
+    write_colors(tmp_path / "made", train=4, val=2)  # repaired meanwhile
+    call(*given)
+    [record] = RunStore(tmp_path / "store")
+    assert record.provenance["left_out"] == 1
+    assert record.provenance["dataset_variant"].startswith("image folder, 39 and 20 images")
+
+
+def test_other_images_than_those_of_the_checkpoint(call, tmp_path, monkeypatch):
+    write_colors(tmp_path / "made", train=4, val=2)
+    given = arguments(tmp_path, tmp_path / "store", epochs=2, batch_size=20)
+    update = imagenet.Training.update
+
+    def then_stop(self, *batch):
+        update(self, *batch)
+        self.stopping = True
+
+    monkeypatch.setattr(imagenet.Training, "update", then_stop)
+    call(*given, status=imagenet.TRY_AGAIN)
+    (tmp_path / "made" / "train" / "class 3" / "1.jpg").unlink()
+    assert "is of 40 images, and there are 39 now: move it elsewhere" in call(*given, status=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [("gray.png", Image.new("I;16", (40, 40))), ("float.tif", Image.new("F", (40, 40)))],
+    ids=["16 bits", "floats"],
+)
+def test_images_of_more_than_8_bits_are_refused(tmp_path, name, image):
+    image.save(tmp_path / name)
+    with pytest.raises(InputError, match=r"is not a readable 8-bit image \(ValueError\)"):
+        streamed._decoded(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "LA"])
+def test_images_of_other_colors_are_read_as_rgb(tmp_path, mode):
+    file = tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}"
+    Image.new(mode, (40, 30)).save(file)
+    assert (streamed._decoded(str(file)).mode, streamed._decoded(str(file)).size) == ("RGB", (40, 30))
+
+
 def test_another_job_at_the_same_run(made, tmp_path, call, monkeypatch):
     monkeypatch.setattr(processes, "_ORPHANS_LIVE", 0)
     lock = processes.claim(tmp_path / f"{small().key}.checkpoints")
@@ -598,7 +767,7 @@ def test_checkpoints_that_are_damaged_or_of_another_network(alone, made, tmp_pat
     folders = streamed.train_and_val(made / "made")
     training = imagenet.Training(small(), *folders, alone, 0)
     training.update(*next(training.reader.updates(0)))
-    training.at.save(tmp_path, training.updates)
+    training.save(tmp_path)
     other = imagenet.Training(small("resnet18"), *folders, alone, 0)
     kept = processes.newest(tmp_path)
     with pytest.raises(InputError, match="is not a checkpoint of this run, or not a whole one: move it elsewhere"):
@@ -609,11 +778,11 @@ def test_checkpoints_that_are_damaged_or_of_another_network(alone, made, tmp_pat
         training.load(kept)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(alone, made, tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(alone, made, tmp_path, monkeypatch, capsys):
     training = imagenet.Training(small(), *streamed.train_and_val(made / "made"), alone, 0)
     updates = training.reader.updates(0)
     training.update(*next(updates))
-    training.at.save(tmp_path, training.updates)
+    training.save(tmp_path)
     training.update(*next(updates))
 
     def full(*_, **__):
@@ -621,5 +790,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(alone, made,
 
     monkeypatch.setattr("torch.distributed.checkpoint.save", full)
     with pytest.raises(InputError, match=r"cannot write a checkpoint in .*: free some space"):
-        training.at.save(tmp_path, training.updates)
+        training.save(tmp_path)
     assert processes.newest(tmp_path).name == "000000001"
+    assert training.finish(tmp_path, every=0)  # a disk that is full for a while does not end the training
+    said = capsys.readouterr().err
+    assert said.count("cannot write a checkpoint") == 13
+    assert "Training goes on." in said

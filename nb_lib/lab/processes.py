@@ -7,6 +7,7 @@ is a pickle, so read none that somebody else made.
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch.distributed.checkpoint as dcp
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
 from nb_lib.lab.device import pick_device
 from nb_lib.lab.files import cannot_write
 
 _ORPHANS_LIVE = 30  # seconds, at most: what decodes images for a process that was killed holds its files until then
-_UNREADABLE = "move it elsewhere to begin the run anew, or to go on from an earlier one"
+BEGIN_ANEW = "move it elsewhere to begin the run anew"
 
 
 class SaidElsewhere(InputError):
@@ -94,6 +96,24 @@ def together(device: torch.device) -> Iterator[None]:
         raise SaidElsewhere("another process has said why.")
 
 
+def told_by_first(value: Any) -> Any:
+    """Return what the first process has of a value, in all."""
+    told = [value]
+    dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+@contextmanager
+def or_told() -> Iterator[None]:
+    """Go on if input cannot be used inside: that is said once, as a warning."""
+    try:
+        yield
+    except SaidElsewhere:
+        pass
+    except InputError as error:
+        tqdm.write(f"{error} Training goes on.", file=sys.stderr)
+
+
 def are_alike(device: torch.device, tensors: Iterable[Tensor]) -> bool:
     """Whether these are the same in all processes, to the bit."""
     differ = False
@@ -151,8 +171,8 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from; None if there is none."""
-    return max(_checkpoints(folder), default=None)
+    """The checkpoint to go on from, as the first process sees it; None if there is none."""
+    return told_by_first(max(_checkpoints(folder), default=None))
 
 
 def load_together(state: dict[str, Any], path: Path) -> None:
@@ -160,8 +180,8 @@ def load_together(state: dict[str, Any], path: Path) -> None:
     try:
         dcp.load(state, checkpoint_id=path)
     except (dcp.CheckpointException, OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is not a checkpoint of this run, or not a whole one: {_UNREADABLE}.") from error
+        raise InputError(f"{path} is not a checkpoint of this run, or not a whole one: {BEGIN_ANEW}.") from error
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*"))
+    return sorted(folder.glob(9 * "[0-9]"))

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from nb_lib.lab.processes import are_alike, load_together, save_together
+from nb_lib.errors import InputError
+from nb_lib.lab.processes import BEGIN_ANEW, are_alike, load_together, save_together
 from nb_lib.smoothout import SmoothOut
 
 CURVE = ("epoch", "updates", "lr", "loss", "test_accuracy")
@@ -22,6 +23,8 @@ class Progress:
 
     Attributes
     ----------
+    n : int
+        Training images.
     epoch, done : int
         Epochs that are over, and updates in the present one.
     total : Tensor
@@ -30,11 +33,14 @@ class Progress:
         What `CURVE` names, of each epoch that is over; NaN for the others.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, streams: "Streams", epochs: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, streams: "Streams", epochs: int, n: int
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.streams = streams
         self.device = streams.device
+        self.n = n
         self.epoch, self.done = 0, 0
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.curve = torch.full((epochs, len(CURVE)), math.nan, dtype=torch.float64)
@@ -81,6 +87,9 @@ class Progress:
         """
         here, there = self._counts(), self._counts()
         load_together({"counts": there}, checkpoint)
+        if here[2] != there[2]:
+            n, then = int(here[2]), int(there[2])
+            raise InputError(f"{checkpoint} is of {then:,} images, and there are {n:,} now: {BEGIN_ANEW}.")
         alike = torch.equal(here[:2], there[:2])
         moments = get_optimizer_state_dict(self.model, self.optimizer)
         totals = torch.zeros(int(there[0]), dtype=torch.float64, device=self.device)
@@ -88,7 +97,7 @@ class Progress:
         own = {self._own: streams} if alike else {}
         load_together(self._state(moments["state"]) | {"totals": totals} | own, checkpoint)
         set_optimizer_state_dict(self.model, self.optimizer, moments)
-        _, _, epoch, done, self._earlier = there.tolist()
+        *_, epoch, done, self._earlier = there.tolist()
         self.epoch, self.done = int(epoch), int(done)
         if alike:
             self.total = totals[dist.get_rank()]
@@ -106,11 +115,9 @@ class Progress:
         return f"process {dist.get_rank()}"
 
     def _counts(self) -> Tensor:
-        """Processes, whether on CUDA, epoch, updates in it, seconds."""
-        on_cuda = self.device.type == "cuda"
-        return torch.tensor(
-            [dist.get_world_size(), on_cuda, self.epoch, self.done, self.wall_time], dtype=torch.float64
-        )
+        """Processes, whether on CUDA, images, epoch, updates in it, seconds."""
+        place = dist.get_world_size(), self.device.type == "cuda"
+        return torch.tensor([*place, self.n, self.epoch, self.done, self.wall_time], dtype=torch.float64)
 
 
 class Streams:
