@@ -503,6 +503,17 @@ def test_flags_need_no_value(tmp_path, monkeypatch):
     assert run.scaled_lr_steps[0] == (0, pytest.approx(0.01 * 128**0.5))
 
 
+def test_the_readme_shows_runs(monkeypatch):
+    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"(?<!torchrun )examples/imagenet\.py (--[^#'\n`]*)", readme)
+    assert len(commands) == 4
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["imagenet.py", *command.split()])
+        run = imagenet.run_from(imagenet.options())
+        assert run.network in ("alexnet", "resnet18")
+        assert run.image_size == 224
+
+
 @pytest.mark.parametrize("network", ["digits-mlp", "ne-f1", "ne-c1-quarter", "smoothout-f1", "resnet8"])
 def test_any_network_of_the_library_trains(call, made, tmp_path, network):
     normalized = published_ghost_batch(network) is not None
