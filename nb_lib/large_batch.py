@@ -1,7 +1,8 @@
 """Large batches: what of SGD's noise stays, how many draws of weight noise average it out, what an update costs.
 
 A large batch is cut into K ghost batches.  SmoothOut's code draws a θ for each (`lab.runs.Run.noise_batch`), adds up
-their gradients, and makes one update.  On W GPUs each has a W-th of the batch, and draws for its own part alone.
+their gradients, and makes one update.  On W GPUs each has a W-th of the batch, and draws for its own part alone (in the
+authors' code, which copies one model to all GPUs, they share each θ).
 """
 
 import math
@@ -33,7 +34,7 @@ _ADAPTIVE = (2 + _FLOAT) + 2 * _FLOAT + 3 * _FLOAT  # numbers from the words, th
 
 
 class Epoch(NamedTuple):
-    """What the updates of an epoch do, at weights that hardly move meanwhile."""
+    """What the updates of an epoch do, at weights that hardly move meanwhile: minibatches are drawn independently."""
 
     updates: int  # ⌈N/B⌉
     noise: float  # trace of the covariance of one update's noise
@@ -80,8 +81,9 @@ def scaled_rate(lr: float, B: int, reference: int, rule: str) -> float:
 def draw_deviation(loss: Landscape, w: ArrayLike, a: float) -> Array:
     """Standard deviation σ(w) of L'(w + θ) over θ ~ U(−a, a), of the shape of `w`; that of the mean of K is σ/√K.
 
-    The mean over θ is the gradient of the smoothed loss (SmoothOut eq. 15).  By quadrature, which is exact to rounding
-    for wells wider than a/50.
+    The mean over θ is the gradient of the smoothed loss (SmoothOut eq. 15).  An update moves the weight by η times the
+    gradient: with the rate η₀√K it strays by η₀σ, as with one draw and the rate η₀.  By quadrature, which is exact to
+    rounding for wells wider than a/50.
 
     Raises
     ------
@@ -152,18 +154,20 @@ def noise_traffic(perturbed: int, adaptive: bool) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a GPU and what is around it are assumed to do in a second."""
+    """What a GPU and what is around it are assumed to do in a second, and how long a message takes at least."""
 
     operations: float  # floating-point operations that it reaches, not those of its data sheet
     memory: float  # bytes read or written in its memory
     link: float  # bytes sent to another GPU of its node
-    network: float  # bytes sent to one of another node
+    network: float  # bytes that a node sends to others, by all its network cards; a ring leaves it once
     decoding: float  # images decoded, cropped and resized for it
+    step: float  # seconds, not a rate: what one step of a ring takes at least
     node: int = 8  # GPUs
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            positive(f"the rate {name}", value)
+            what = "the time of a step" if name == "step" else f"the rate {name}"
+            positive(what, value)
 
 
 @dataclass(frozen=True)
@@ -190,13 +194,18 @@ class UpdateCost:
         return max(self.busy, self.decoding)
 
     @property
+    def added_by_noise(self) -> float:
+        """Seconds that the update would be shorter without noise: none where it waits for decoding either way."""
+        return self.seconds - max(self.computing + self.exchanging, self.decoding)
+
+    @property
     def noise_share(self) -> float:
         """Share of the noise in the time that the GPU works."""
         return self.perturbing / self.busy
 
     @property
     def limit(self) -> str:
-        """What takes longest: "decoding" if the GPU waits for it, else the longest of what the GPU does."""
+        """What the update waits for: "decoding", or else the longest part of the GPU's own work."""
         if self.decoding > self.busy:
             return "decoding"
         parts = {"computing": self.computing, "exchange": self.exchanging, "noise": self.perturbing}
@@ -209,8 +218,8 @@ def update_cost(
     """What one update with SmoothOut costs on each of several GPUs that share a batch: bytes, and seconds on paper.
 
     Gradients in float32 are added up around a ring, in which each GPU sends 2 (W−1)/W of them, once an update and after
-    the last backward pass; between nodes the ring is as fast as the network.  θ is not sent at all: each GPU draws its
-    own.  Decoding goes on beside all this.
+    the last backward pass, in 2 (W−1) steps; the ring is as fast as its slowest link.  θ is not sent at all: each GPU
+    draws its own.  Decoding goes on beside all this.
 
     Raises
     ------
@@ -219,26 +228,27 @@ def update_cost(
 
     Examples
     --------
-    >>> rates = Rates(operations=1e6, memory=1e6, link=1e3, network=1e2, decoding=10.0)
+    >>> rates = Rates(operations=1e6, memory=1e6, link=1e3, network=1e2, decoding=10.0, step=0.1)
     >>> cost = update_cost(Workload(1000, 900, 2e4), rates, B=512, gpus=2, adaptive=False)
     >>> cost.images, cost.draws, cost.sent, cost.moved, cost.computing, cost.exchanging, cost.limit
-    (256, 2, 4000.0, 57600.0, 5.12, 4.0, 'decoding')
+    (256, 2, 4000.0, 57600.0, 5.12, 4.2, 'decoding')
     """
     whole("the number of GPUs", gpus, 1)
     if whole("the batch size B", B, 1) < gpus:
         raise InputError(f"{gpus} GPUs cannot share {B} images: take a larger batch or fewer GPUs.")
     images = math.ceil(B / gpus)
     draws = len(part_sizes(images, whole("the ghost batch", ghost_batch, 2)))
-    sent = 2 * (gpus - 1) / gpus * _FLOAT * load.parameters
+    steps = 2 * (gpus - 1)
+    sent = steps / gpus * _FLOAT * load.parameters
     moved = draws * noise_traffic(load.perturbed, adaptive)
-    slowest_link = rates.link if gpus <= rates.node else rates.network
+    slowest_link = rates.link if gpus <= rates.node else min(rates.link, rates.network)
     return UpdateCost(
         images=images,
         draws=draws,
         sent=sent,
         moved=moved,
         computing=images * load.operations / rates.operations,
-        exchanging=sent / slowest_link,
+        exchanging=sent / slowest_link + steps * rates.step,
         perturbing=moved / rates.memory,
         decoding=images / rates.decoding,
     )

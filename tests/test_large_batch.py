@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,15 @@ def test_the_spread_of_draws_is_what_walkers_have():
     assert (after - start).std() == pytest.approx(0.01 * draw_deviation(WELLS, -0.8, 0.3), rel=0.02)
 
 
+def test_a_rate_scaled_by_the_root_moves_walkers_as_one_draw_did():
+    rng = np.random.default_rng(5)
+    K, eta, start, a = 16, 0.003, -0.8, 0.4
+    theta = rng.uniform(-a, a, (K, 50_000))
+    steps = eta * math.sqrt(K) * WELLS.gradient(start + theta).mean(0)
+    assert steps.std() == pytest.approx(eta * draw_deviation(WELLS, start, a), rel=0.02)
+    assert steps.mean() == pytest.approx(math.sqrt(K) * eta * WELLS.gradient(start, a), rel=0.02)
+
+
 def test_no_noise_has_no_spread_and_two_weights_are_refused():
     assert np.allclose(draw_deviation(WELLS, [-1.0, 0.3], 0.0), 0, atol=1e-12)
     with pytest.raises(InputError, match="one dimension"):
@@ -181,7 +191,7 @@ def test_bytes_of_the_noise_are_those_of_the_code(adaptive):
     assert traffic.bytes == pytest.approx(4 * noise_traffic(400_000, adaptive), rel=0.002)
 
 
-RATES = Rates(operations=2e9, memory=1e6, link=1e4, network=1e3, decoding=100.0, node=4)
+RATES = Rates(operations=2e9, memory=1e6, link=1e4, network=1e3, decoding=100.0, step=0.01, node=4)
 
 
 def test_costs_by_hand_within_a_node():
@@ -191,22 +201,35 @@ def test_costs_by_hand_within_a_node():
     assert cost.sent == 2 * 3 / 4 * 4 * 1000
     assert cost.moved == 4 * 48 * 900
     assert cost.computing == pytest.approx(400 * 1e7 / 2e9)
-    assert cost.exchanging == pytest.approx(6000 / 1e4)
+    assert cost.exchanging == pytest.approx(6000 / 1e4 + 6 * 0.01)
     assert cost.perturbing == pytest.approx(172_800 / 1e6)
     assert cost.decoding == pytest.approx(4.0)
-    assert cost.busy == pytest.approx(2.0 + 0.6 + 0.1728)
+    assert cost.busy == pytest.approx(2.0 + 0.66 + 0.1728)
     assert cost.seconds == pytest.approx(4.0)
     assert cost.limit == "decoding"
-    assert cost.noise_share == pytest.approx(0.1728 / 2.7728)
+    assert cost.noise_share == pytest.approx(0.1728 / 2.8328)
+    assert cost.added_by_noise == 0
 
 
 def test_one_gpu_sends_nothing_and_several_nodes_use_the_network():
     load = Workload(1000, 900, 1e7)
     assert update_cost(load, RATES, B=64, gpus=1).exchanging == 0
     across = update_cost(load, RATES, B=64, gpus=8)
-    assert across.exchanging == pytest.approx(7000 / 1e3)
+    assert across.exchanging == pytest.approx(7000 / 1e3 + 14 * 0.01)
     assert across.limit == "exchange"
     assert across.draws == 1
+    fast_network = replace(RATES, network=1e6)
+    assert update_cost(load, fast_network, B=64, gpus=8).exchanging == pytest.approx(7000 / 1e4 + 14 * 0.01)
+
+
+@pytest.mark.parametrize(("decoding", "added"), [(1e6, 0.0432), (32 / 0.49, 0.0332), (32 / 0.6, 0.0)])
+def test_noise_adds_to_an_update_what_decoding_does_not_hide(decoding, added):
+    """The GPU has 0.16 s to compute and 0.32 s to exchange, and 0.0432 s of noise; decoding takes 0, 0.49 and 0.6 s."""
+    rates = replace(RATES, decoding=decoding)
+    cost = update_cost(Workload(750, 900, 1e7), rates, B=64, gpus=2)
+    without = cost.computing + cost.exchanging
+    assert without == pytest.approx(0.16 + 0.3 + 0.02)
+    assert cost.added_by_noise == pytest.approx(added, abs=1e-9)
 
 
 def test_a_ring_sends_what_it_is_said_to_send():
@@ -214,8 +237,9 @@ def test_a_ring_sends_what_it_is_said_to_send():
     W, P = 4, 8
     values = np.random.default_rng(4).normal(size=(W, P))
     held = values.reshape(W, W, P // W).copy()  # [rank, part, numbers]
-    sent = np.zeros(W)
-    for step in range(2 * (W - 1)):
+    sent, steps = np.zeros(W), 0
+    while not np.allclose(held.reshape(W, P), values.sum(0)):
+        step, steps = steps, steps + 1
         before = held.copy()
         for rank in range(W):
             part = (rank - step) % W if step < W - 1 else (rank + 1 - (step - W + 1)) % W
@@ -223,14 +247,14 @@ def test_a_ring_sends_what_it_is_said_to_send():
             after = (rank + 1) % W
             is_adding = step < W - 1
             held[after, part] = before[rank, part] + (before[after, part] if is_adding else 0)
-    assert np.allclose(held.reshape(W, P), values.sum(0))
     cost = update_cost(Workload(P, P, 1.0), RATES, B=4, gpus=W)
     assert sent * 4 == pytest.approx(np.full(W, cost.sent))
+    assert cost.exchanging == pytest.approx(cost.sent / RATES.link + steps * RATES.step)
 
 
 @pytest.mark.parametrize(("computing", "limit"), [(1e13, "computing"), (1.0, "noise")])
 def test_what_limits_is_what_takes_longest(computing, limit):
-    slow_memory = Rates(operations=1e9, memory=1.0, link=1e4, network=1e3, decoding=1e6)
+    slow_memory = replace(RATES, operations=1e9, memory=1.0, decoding=1e6)
     assert update_cost(Workload(1000, 900, computing), slow_memory, B=64, gpus=2).limit == limit
 
 
@@ -238,7 +262,9 @@ def test_impossible_machines_are_refused():
     with pytest.raises(InputError, match="8 GPUs cannot share 4 images"):
         update_cost(Workload(10, 10, 1.0), RATES, B=4, gpus=8)
     with pytest.raises(InputError, match="the rate memory must be a finite number greater than 0"):
-        Rates(operations=1.0, memory=0.0, link=1.0, network=1.0, decoding=1.0)
+        replace(RATES, memory=0.0)
+    with pytest.raises(InputError, match="the time of a step must be a finite number greater than 0"):
+        replace(RATES, step=0.0)
     with pytest.raises(InputError, match="the number of GPUs must be a whole number"):
         update_cost(Workload(10, 10, 1.0), RATES, B=4, gpus=0)
 
