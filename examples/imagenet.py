@@ -299,7 +299,8 @@ def train(given: argparse.Namespace, device: torch.device, stack: ExitStack) -> 
         training.load(newest)
     if not training.finish(checkpoints, every):
         return TRY_AGAIN
-    training.save(checkpoints)
+    with processes.or_told():
+        training.save(checkpoints)
     signal.signal(signal.SIGTERM, try_again)  # from here on there is nothing to lose
     record = training.record(len(left_out))
     if is_first:
