@@ -130,7 +130,7 @@ class Training:
     @property
     def lr(self) -> float:
         """Learning rate of the present epoch; NE's is halved once a loss was at L* or below."""
-        rate = [rate for start, rate in self.run.scaled_lr_steps if start <= self.progress.epoch][-1]
+        rate = self.run.lr_at(self.progress.epoch)
         losses = self.progress.curve[:, CURVE.index("loss")]
         halved = self.run.halve_at is not None and bool((losses <= self.run.halve_at).any())
         return rate / 2 if halved else rate

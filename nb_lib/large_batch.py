@@ -75,7 +75,7 @@ def scaled_rate(lr: float, B: int, reference: int, rule: str) -> float:
     """
     scaling: dict[str, Any] = {} if rule == "none" else {"lr_reference": reference}
     run = Run(batch_size=B, lr=lr, lr_scaling=rule, **scaling)
-    return run.scaled_lr_steps[0][1]
+    return run.lr_at(0)
 
 
 def draw_deviation(loss: Landscape, w: ArrayLike, a: float) -> Array:

@@ -315,7 +315,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(two, made, alone):
     [
         (
             "unreadable",
-            r"class 3/1\.jpg is not a readable 8-bit image \(UnidentifiedImageError\): .* --leave-out-unreadable",
+            r"class 3/1\.jpg is not a readable 8-bit image: .* --leave-out-unreadable",
         ),
         ("uneven", r"2 processes cannot share batches of 30 out in whole ghost batches of 10: .* divides 3\."),
         ("not taken off", r"noise that is not taken off makes the processes' weights differ"),
@@ -532,10 +532,8 @@ def test_the_rate_is_halved_once_the_loss_is_low_enough(call, made, tmp_path):
     [record] = RunStore(tmp_path)
     losses = [point["loss"] for point in record.curve]
     assert losses[0] < 2.5
-    steps = dict(record.run.scaled_lr_steps)
-    rates = [point["lr"] for point in record.curve]
-    published = [max(start for start in steps if start <= epoch) for epoch in range(3)]
-    assert rates == [steps[start] / (1 if epoch == 0 else 2) for epoch, start in enumerate(published)]
+    assert record.run.lr_steps == ((1, 0.01), (2, 0.001))
+    assert [point["lr"] for point in record.curve] == [0.05, 0.01 / 2, 0.001 / 2]
 
 
 @pytest.mark.parametrize(("batch_size", "ghost_batch"), [(45, 10), (40, 30)])
@@ -756,7 +754,7 @@ def test_other_images_than_those_of_the_checkpoint(call, tmp_path, monkeypatch):
 )
 def test_images_of_more_than_8_bits_are_refused(tmp_path, name, image):
     image.save(tmp_path / name)
-    with pytest.raises(InputError, match=r"is not a readable 8-bit image \(ValueError\)"):
+    with pytest.raises(InputError, match=r"is not a readable 8-bit image"):
         streamed._decoded(str(tmp_path / name))
 
 

@@ -428,6 +428,7 @@ def test_concurrent_writers_and_a_reader_always_see_whole_records(tmp_path):
 def test_of_several_rates_from_one_epoch_on_the_last_counts():
     run = Run(lr=1.0, lr_steps=((5, 0.1), (2, 0.3), (5, 0.01)))
     assert run.scaled_lr_steps == ((0, 1.0), (2, 0.3), (5, 0.1), (5, 0.01))
+    assert [run.lr_at(epoch) for epoch in (0, 1, 2, 4, 5, 9)] == [1.0, 1.0, 0.3, 0.3, 0.01, 0.01]
 
 
 def test_other_files_in_the_folder_of_a_store_are_left_alone(tmp_path):

@@ -15,7 +15,8 @@ from nb_lib.lab.names import DATASETS, NORMALIZATIONS, TOO_LARGE
 from nb_lib.lab.readers import Part, Raw, read_digits, read_torchvision, stratified
 from nb_lib.lab.text import read
 
-_MEAN_STD = {
+#: Means and standard deviations of the channels, by the name of a normalization.
+MEAN_STD = {
     "unit": ((0.0,), (1.0,)),  # pixels in [0, 1]: NE, Keskar
     "symmetric": ((0.5,), (0.5,)),  # in [-1, 1]: SmoothOut's MNIST
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # SmoothOut's CIFAR
@@ -127,7 +128,7 @@ def load(
         std, mean = torch.std_mean(train.x, (0, 2, 3), correction=0)
         std[std == 0] = 1  # a blank channel
     else:
-        mean, std = (torch.tensor(value, device=device) for value in _MEAN_STD[normalization])
+        mean, std = (torch.tensor(value, device=device) for value in MEAN_STD[normalization])
     gray = (_GRAY - mean) / std
     mean = mean.view(-1, 1, 1)
     std = std.view(-1, 1, 1)

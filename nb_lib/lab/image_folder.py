@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from tqdm.auto import tqdm
 from nb_lib.errors import InputError
 from nb_lib.lab.files import write_atomically
 from nb_lib.lab.readers import Raw, shuffled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WebP"}
 IMAGE_TYPES |= {".ppm": "PPM", ".pgm": "PGM", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -149,13 +153,18 @@ def _size(image: np.ndarray) -> str:
 
 
 def _image(path: Path) -> np.ndarray:
+    image = decoded(path, "replace it, or move it elsewhere")
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def decoded(path: str | Path, remedy: str) -> "Image":
+    """Decode an image file to RGB, or raise an `InputError` that says the `remedy`."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError("more than 8 bits per channel")
-            rgb = np.asarray(image.convert("RGB"))
-            return np.ascontiguousarray(rgb.transpose(2, 0, 1))
-    except Exception as error:
-        raise InputError(f"{path} is not a readable 8-bit image: replace it, or move it elsewhere.") from error
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise many kinds
+        raise InputError(f"{path} is not a readable 8-bit image: {remedy}.") from error

@@ -140,6 +140,10 @@ class Run:
         in_order = sorted(self.lr_steps, key=itemgetter(0))  # of several in one epoch the last counts
         return tuple((epoch, lr * factor) for epoch, lr in [(0, self.lr), *in_order])
 
+    def lr_at(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0, scaled for the batch size."""
+        return [rate for start, rate in self.scaled_lr_steps if start <= epoch][-1]
+
 
 def _as_declared(name: str, value: Any, kind: Any) -> Any:
     """Bring a value to its field's declared type, so that "1", 1, 1.0 and a JSON round trip give one key."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.datasets import ImageFolder
@@ -24,14 +24,15 @@ from tqdm.auto import tqdm
 
 from nb_lib.errors import InputError
 from nb_lib.ghost_batch_norm import part_sizes
+from nb_lib.lab.data import MEAN_STD
 from nb_lib.lab.files import read_text, write_atomically
+from nb_lib.lab.image_folder import decoded
 from nb_lib.lab.names import published_ghost_batch
 from nb_lib.lab.processes import together, told_by_first
 from nb_lib.lab.runs import Run
 from nb_lib.lab.setup import minibatches, seed_for
 
 _SHORTER_SIDE = 256 / 224  # of an image, in sides of what is cut out of it
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _TO_TEST = 128  # images at once
 
 Part = list[tuple[Tensor, Tensor]]  # a ghost batch: images and labels; with noise enhancement also others, of B'
@@ -96,15 +97,8 @@ def _listed(folder: Path) -> ImageFolder:
         raise InputError(f"{folder} does not hold <class>/<image files> for every class: {said}.") from error
 
 
-def _decoded(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits per channel")
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise many kinds
-        remedy = "replace it, or leave out such files by --leave-out-unreadable"
-        raise InputError(f"{path} is not a readable 8-bit image ({type(error).__name__}): {remedy}.") from error
+def _decoded(path: str) -> Image:
+    return decoded(path, "replace it, or leave out such files by --leave-out-unreadable")
 
 
 class _Tried(Dataset[str]):
@@ -204,7 +198,7 @@ class Reader:
         self.device = device
         self.workers = workers
         self.to_train, self.to_test = cuts(run.augment, run.image_size or 0)
-        self._mean, self._std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (_MEAN, _STD))
+        self._mean, self._std = (torch.tensor(value, device=device).view(3, 1, 1) for value in MEAN_STD["imagenet"])
 
     def updates(self, epoch: int, done: int = 0) -> Generator[tuple[list[int], Iterator[Part]]]:
         """The updates of an epoch from number `done` on: sizes of the ghost batches, and they themselves."""

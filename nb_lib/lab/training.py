@@ -111,7 +111,7 @@ class Training:
         """
         started = time.perf_counter()
         device = self.data.device
-        lr = [rate for start, rate in self.run.scaled_lr_steps if start <= self.epoch][-1]
+        lr = self.run.lr_at(self.epoch)
         self.step.rates.set_lr(lr)
         if self.run.fresh_optimizer:
             self.step.forget_gradients()

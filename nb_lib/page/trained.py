@@ -32,7 +32,7 @@ def _optimizer(run: Run) -> str:
         extras.append(f"halved when the loss reaches L* = {run.halve_at:g}")
     if run.lr_steps:
         extras.append("falling in steps")
-    eta = run.scaled_lr_steps[0][1]
+    eta = run.lr_at(0)
     return ", ".join([f"{name} with η = {eta:g}", *extras])
 
 
